@@ -159,6 +159,13 @@ class ForkedExecutor:
             yield from _follow(folder, pid)
 
 
+class TwoLanes(ForkedExecutor):
+    """Says that it has two workers, and serves what they would one after another."""
+
+    num_packs_at_once = 2
+    hands_over = True
+
+
 def _serve_and_exit(folder: Path, *, cache: BaseCache, in_worker: Callable[[Path], None]) -> None:
     code = 1
     try:

@@ -4,14 +4,12 @@
 """
 
 import json
-import math
 from dataclasses import replace
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.optimizers import create_lorafa_optimizer, create_loraplus_optimizer
-from transformers import get_scheduler
 
 import tiny
 from lorastudy.engine.arms import initial_lora_A, stream_seed
@@ -19,7 +17,7 @@ from lorastudy.engine.batch import assemble
 from lorastudy.engine.reference import ReferenceEngine
 from lorastudy.errors import ModelError
 from lorastudy.suite.methods import PLAIN, ArmMethod
-from parity.test_peft import row_steps, summed_loss
+from parity.test_peft import losses_of_training, row_steps
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -93,7 +91,6 @@ def train_alone(model, arm, steps):
         optimizer = create_lorafa_optimizer(
             model, r=arm.r, lora_alpha=int(arm.lora_alpha), lr=arm.learning_rate, weight_decay=arm.weight_decay
         )  # fmt: skip
-        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     elif arm.method.loraplus_lr_ratio is not None:
         optimizer = create_loraplus_optimizer(
             model, torch.optim.AdamW, lr=arm.learning_rate, loraplus_lr_ratio=arm.method.loraplus_lr_ratio,
@@ -103,23 +100,7 @@ def train_alone(model, arm, steps):
         optimizer = torch.optim.AdamW(
             parameters, lr=arm.learning_rate, weight_decay=arm.weight_decay, **constants
         )
-    schedule = get_scheduler(
-        arm.lr_scheduler_type, optimizer, num_warmup_steps=arm.num_warmup_steps, num_training_steps=arm.num_steps
-    )  # fmt: skip
-    losses = []
-    for micro_batches in steps[: arm.num_steps]:
-        num_tokens = sum(row.num_completion_tokens for rows in micro_batches for row in rows)
-        optimizer.zero_grad()
-        total = 0.0
-        for rows in micro_batches:
-            loss = summed_loss(model, rows) / num_tokens
-            loss.backward()
-            total += loss.item()
-        torch.nn.utils.clip_grad_norm_(parameters, arm.max_grad_norm or math.inf)
-        optimizer.step()
-        schedule.step()
-        losses.append(total)
-    return losses
+    return losses_of_training(model, arm, steps, optimizer=optimizer)
 
 
 def test_olora_on_layers_that_store_inputs_first_is_refused_since_peft_takes_its_factors_from_the_wrong_side():

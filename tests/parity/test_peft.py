@@ -41,6 +41,12 @@ def train_with_peft(model, arm, steps):
         parameters, lr=arm.learning_rate, betas=(arm.adam_beta1, arm.adam_beta2), eps=arm.adam_epsilon,
         weight_decay=arm.weight_decay,
     )  # fmt: skip
+    return losses_of_training(model, arm, steps, optimizer=optimizer)
+
+
+def losses_of_training(model, arm, steps, *, optimizer):
+    """Losses by step: torch's clipping and transformers' schedule, with an optimizer of all that trains."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     schedule = get_scheduler(
         arm.lr_scheduler_type, optimizer, num_warmup_steps=arm.num_warmup_steps, num_training_steps=arm.num_steps
     )  # fmt: skip

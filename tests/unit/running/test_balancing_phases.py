@@ -36,13 +36,6 @@ class Leaving:
         return self._left <= 0
 
 
-class TwoLanes(forked.ForkedExecutor):
-    """Says that it has two workers, and serves what they would one after another."""
-
-    num_packs_at_once = 2
-    hands_over = True
-
-
 @pytest.fixture(scope="module")
 def suite(tmp_path_factory: pytest.TempPathFactory) -> forked.TinySuite:
     # Saved by its pauses alone, so that what goes on from a pause is seen to.
@@ -54,7 +47,7 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> forked.TinySuite:
 def relay(
     suite: forked.TinySuite, folder: Path, *, executor: Any = None, **named: Callable[..., Any]
 ) -> StudyOutcome:
-    executor = executor or TwoLanes(cache=suite.cache)
+    executor = executor or forked.TwoLanes(cache=suite.cache)
     return forked.run(suite, folder, executor=executor, **named)
 
 
@@ -158,7 +151,7 @@ def test_a_suite_that_is_killed_goes_on_to_the_same_bits(
 def test_a_worker_that_is_killed_changes_nothing(
     suite: forked.TinySuite, relayed: tuple[Path, StudyOutcome], tmp_path: Path
 ) -> None:
-    executor, steps = TwoLanes(cache=suite.cache), []
+    executor, steps = forked.TwoLanes(cache=suite.cache), []
 
     def on_event(_: object, event: object) -> None:
         steps.extend([event] if isinstance(event, PackStep) else [])

@@ -29,13 +29,6 @@ ARMS = [
 LARGEST_DIFFERENCE = 1e-6
 
 
-class TwoLanes(forked.ForkedExecutor):
-    """Says that it has two workers, and serves what they would one after another."""
-
-    num_packs_at_once = 2
-    hands_over = True
-
-
 def make_suite(folder: Path, **settings: Any) -> forked.TinySuite:
     """Three arms with four seeds, and no `data_seed`: each seed draws the order of the rows."""
     # One answer to whatever is asked: a few steps learn it, on held-out rows too.
@@ -170,13 +163,13 @@ def test_seeds_that_change_hands_end_as_they_do_alone(
     folder, killed = tmp_path / "calm", tmp_path / "killed"
     nine = replace(suite, experiments=suite.experiments[3:])
     folder.mkdir()
-    forked.run(nine, folder, executor=TwoLanes(cache=suite.cache))
+    forked.run(nine, folder, executor=forked.TwoLanes(cache=suite.cache))
     assert sizes(folder) == [(4, 0.625), (5, 0.5), (4, None), (4, None), (1, None)]
     assert_as_alone(folder, alone=alone, completed={each.name for each in nine.experiments})
     assert incidents(folder) == set()
 
     killed.mkdir()
-    executor = TwoLanes(cache=suite.cache)
+    executor = forked.TwoLanes(cache=suite.cache)
     # The first legs have 5 and 4 steps, the second ones 3, 4 and 4.
     forked.run(nine, killed, executor=executor, on_event=killing(executor, after=14))
     assert len(executor.pids) == 6
