@@ -14,10 +14,9 @@ from lorastudy.cli.terminal import say, shown
 from lorastudy.places import DATABASE, REPORT
 
 if TYPE_CHECKING:
-    from lorastudy.report.read import Report, Studied
+    from lorastudy.report.read import Report
     from lorastudy.report.sections.front import StudySummary
     from lorastudy.running.adapters import AdapterPlaces
-    from lorastudy.store.views import ExperimentResult
     from lorastudy.suite.experiment import Experiment
 
 
@@ -64,7 +63,7 @@ def say_results(
     The sentences are those of its report. `experiments` are those that ran.
     """
     from lorastudy.report import read_report
-    from lorastudy.running.adapters import published, published_places
+    from lorastudy.running.adapters import chosen_adapter, published_places
     from lorastudy.store import ExperimentTracker
 
     with ExperimentTracker(database) as tracker:
@@ -72,17 +71,18 @@ def say_results(
         if not any(result.status == "completed" for result in results):
             return  # failures are already printed
         report = read_report(tracker, suite_name=suite_name)
-    for summary, studied in zip(report.summaries, report.studies, strict=True):
+        adapters = [
+            None
+            if summary.arm is None
+            else chosen_adapter(studied.analysis, summary.arm, tracker=tracker, output=output_dir)
+            for summary, studied in zip(report.summaries, report.studies, strict=True)
+        ]
+    for summary, adapter in zip(report.summaries, adapters, strict=True):
         say_summary(summary)
-        taken = None if summary.arm is None else _first_run(studied, summary.arm)
         # A path is not wrapped, so that you can copy it.
-        own = [] if taken is None else [each for each in experiments if each.id == taken.experiment_id]
-        if (
-            taken is not None
-            and own
-            and (place := published(own[0], suite_name=suite_name, output=output_dir))
-        ):
-            say(f"Adapter. {place} ({taken.name}: the first seed; seeds differ by chance alone)")
+        if adapter is not None and adapter.folder is not None:
+            say(f"Adapter. {adapter.folder}")
+            _say_wrapped(f"  It is of {adapter.choice.words}.")
         else:
             places = published_places(experiments, suite_name=suite_name, output=output_dir)
             folders = _adapter_folders(places, of_suite=output_dir / suite_name, output_dir=output_dir)
@@ -91,13 +91,6 @@ def say_results(
     given = [] if database == DATABASE else ["--database", database]
     # Quoted: the name may come from a foreign store.
     say(f"next: {shlex.join(['lorastudy', 'report', '--suite-name', suite_name, *given])}")
-
-
-def _first_run(studied: "Studied", arm: str) -> "ExperimentResult | None":
-    """The arm's completed run with the smallest seed that reports."""
-    study = studied.analysis.study
-    runs = [run for run in study.reporting_runs(study.arm(arm)) if run.status == "completed"]
-    return min(runs, key=lambda run: run.seed, default=None)
 
 
 def _adapter_folders(places: "AdapterPlaces", *, of_suite: Path, output_dir: Path) -> str:

@@ -14,10 +14,13 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lorastudy.analysis.overview import Analysis
 from lorastudy.errors import StudyError
 from lorastudy.protocol.jobs import AdapterOrigin
 from lorastudy.protocol.run_folder import adapter_path, files_alone, inside
+from lorastudy.recommend.adapter import AdapterChoice, adapter_to_use
 from lorastudy.store import ExperimentTracker
+from lorastudy.store.views import ExperimentResult
 from lorastudy.suite.experiment import Experiment
 
 
@@ -41,7 +44,7 @@ class AdapterPublisher:
             StudyError: a place is outside the output folder, or all possible places of an adapter are taken.
         """
         new = [experiment for experiment in experiments if experiment.id not in self._chosen]
-        places = {e.id: _places(e, suite_name=self._suite_name, output=self._output) for e in new}
+        places = {e.id: _places(e.id, e.name, suite_name=self._suite_name, output=self._output) for e in new}
         replaceable = _replaceable(places.values(), tracker=self._tracker)
         taken = set(self._chosen.values())
         for experiment_id, candidates in places.items():
@@ -66,11 +69,11 @@ class AdapterPublisher:
         for experiment_id, result in results.items():
             if result.status != "completed":
                 continue
-            adapter = Path(result.run_folder or "") / (result.adapter_path or "")
-            if result.adapter_path is not None and adapter.is_dir():
-                self.publish(inside(Path(result.run_folder or ""), adapter), experiment_id)
-            else:
+            adapter = original_folder(result)
+            if adapter is None:
                 self.lost[experiment_id] = None
+            else:
+                self.publish(inside(Path(result.run_folder or ""), adapter), experiment_id)
 
     def publish(self, adapter: Path, experiment_id: str) -> None:
         """Copy an adapter to its place, whole or not at all. The run folder keeps the original."""
@@ -83,8 +86,46 @@ class AdapterPublisher:
 
 def published(experiment: Experiment, *, suite_name: str, output: Path) -> Path | None:
     """The folder of an experiment's published adapter, or None if it is not published."""
-    places = _places(experiment, suite_name=suite_name, output=output)
-    return next((place for place in places if _is_of(place, experiment.id)), None)
+    return _published(experiment.id, experiment.name, suite_name=suite_name, output=output)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChosenAdapter:
+    """The adapter to use of an arm, and its folder; None if every copy of it is gone."""
+
+    choice: AdapterChoice
+    folder: Path | None
+
+
+def chosen_adapter(
+    analysis: Analysis, arm: str, *, tracker: ExperimentTracker, output: Path
+) -> ChosenAdapter | None:
+    """The adapter to use of one of the analysis' arms (`recommend.adapter`); None if no run of the arm has one."""
+    study = analysis.study
+    choice = adapter_to_use(study, study.arm(arm), metric=analysis.primary)
+    if choice is None:
+        return None
+    result = tracker.get_experiment(choice.experiment_id)
+    return ChosenAdapter(choice=choice, folder=adapter_folder(result, output=output))
+
+
+def adapter_folder(result: ExperimentResult, *, output: Path) -> Path | None:
+    """The folder of a stored adapter: its published copy, else the original in its run folder; None if both are gone."""
+    place = _published(result.experiment_id, result.name, suite_name=result.suite_name, output=output)
+    return place or original_folder(result)
+
+
+def original_folder(result: ExperimentResult) -> Path | None:
+    """The adapter's folder in the run folder; None if it is gone, or if the run has no adapter."""
+    if result.adapter_path is None:
+        return None
+    folder = Path(result.run_folder or "") / result.adapter_path
+    return folder if folder.is_dir() else None
+
+
+def _published(experiment_id: str, name: str, *, suite_name: str, output: Path) -> Path | None:
+    places = _places(experiment_id, name, suite_name=suite_name, output=output)
+    return next((place for place in places if _is_of(place, experiment_id)), None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +139,7 @@ class AdapterPlaces:
 def published_places(experiments: Iterable[Experiment], *, suite_name: str, output: Path) -> AdapterPlaces:
     """The places of those adapters of a suite that are published."""
     found = {
-        place: place == usual_place(experiment, output=output)
+        place: place == _usual_place(experiment.name, output=output)
         for experiment in experiments
         if (place := published(experiment, suite_name=suite_name, output=output)) is not None
     }
@@ -108,9 +149,9 @@ def published_places(experiments: Iterable[Experiment], *, suite_name: str, outp
     )
 
 
-def usual_place(experiment: Experiment, *, output: Path) -> Path:
+def _usual_place(name: str, *, output: Path) -> Path:
     """The adapter's folder, unless another adapter occupies it."""
-    return output / experiment.name / "final_model"
+    return output / name / "final_model"
 
 
 def publish(adapter: Path, target: Path) -> None:
@@ -125,13 +166,13 @@ def publish(adapter: Path, target: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _places(experiment: Experiment, *, suite_name: str, output: Path) -> tuple[Path, ...]:
+def _places(experiment_id: str, name: str, *, suite_name: str, output: Path) -> tuple[Path, ...]:
     """The possible places of an experiment's adapter, the usual one first. The last one contains its id."""
     of_suite = output / suite_name
     places = (
-        usual_place(experiment, output=output),
-        of_suite / experiment.name / "final_model",
-        of_suite / f"{experiment.name}-{experiment.id}" / "final_model",
+        _usual_place(name, output=output),
+        of_suite / name / "final_model",
+        of_suite / f"{name}-{experiment_id}" / "final_model",
     )
     return tuple(inside(output, place) for place in places)
 

@@ -8,7 +8,7 @@ from lorastudy.planning.missing_scores import MissingScores
 from lorastudy.planning.packing import PlannedPack
 from lorastudy.protocol.records import PACK_NAME, Pack
 from lorastudy.protocol.scoring import Scoring, StoredAdapter
-from lorastudy.running.adapters import published
+from lorastudy.running.adapters import original_folder, published
 from lorastudy.store import ExperimentTracker, rebuilding
 from lorastudy.store.views import ExperimentResult
 from lorastudy.suite.experiment import Experiment
@@ -47,10 +47,10 @@ def _adapter(
     experiment: Experiment, result: ExperimentResult, *, suite_name: str, output: Path | None
 ) -> Path | None:
     """The folder of the adapter in its run folder, else of its published copy; None if both are gone."""
-    own = Path(result.run_folder or "") / (result.adapter_path or "")
-    if result.adapter_path is not None and own.is_dir():
+    own = original_folder(result)
+    if own is not None or output is None:
         return own
-    return None if output is None else published(experiment, suite_name=suite_name, output=output)
+    return published(experiment, suite_name=suite_name, output=output)
 
 
 def take_scores_left(tracker: ExperimentTracker, *, runs: Path) -> list[str]:
