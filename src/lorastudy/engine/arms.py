@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from lorastudy.engine.batch import Batch, MicroBatch
 from lorastudy.protocol.records import ArmStep
 from lorastudy.suite.experiment import Experiment
 from lorastudy.suite.methods import PLAIN, ArmMethod
+from lorastudy.suite.schedules import Schedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +42,21 @@ class TrainingArm:
     adam_beta1: float
     adam_beta2: float
     adam_epsilon: float
+    lr_scheduler_kwargs: tuple[tuple[str, Any], ...] = ()
     modules_left_out: tuple[str, ...] = ()
     """Modules of the arm's preset that PEFT cannot adapt, with the reason."""
     method: ArmMethod = PLAIN
+
+    @property
+    def schedule(self) -> Schedule:
+        """The arm's learning rate in every step."""
+        return Schedule(
+            name=self.lr_scheduler_type,
+            num_warmup_steps=self.num_warmup_steps,
+            num_steps=self.num_steps,
+            learning_rate=self.learning_rate,
+            options=dict(self.lr_scheduler_kwargs),
+        )
 
     @property
     def shape(self) -> tuple[int, tuple[str, ...], float]:
@@ -210,7 +223,8 @@ def make_arm(
         module_names=module_names,
         learning_rate=settings.learning_rate,
         lr_scheduler_type=settings.lr_scheduler_type,
-        num_warmup_steps=math.ceil(settings.warmup_ratio * num_steps),
+        lr_scheduler_kwargs=tuple(settings.lr_scheduler_kwargs.items()),
+        num_warmup_steps=settings.warmup_steps or math.ceil(settings.warmup_ratio * num_steps),
         num_steps=num_steps,
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,

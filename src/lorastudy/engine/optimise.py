@@ -3,7 +3,7 @@
     K arms of the pack, P parameters of one arm
 
 The update of every arm equals that of transformers' Trainer: clip to `max_grad_norm` (torch.nn.utils.clip_grad_norm_),
-AdamW (torch.optim.AdamW, arXiv 1711.05101), learning rate schedule (transformers.get_scheduler). With LoRA+ the rate of
+AdamW (torch.optim.AdamW, arXiv 1711.05101), learning rate schedule (`suite.schedules`, as transformers.get_scheduler). With LoRA+ the rate of
 lora_B is a multiple of that of lora_A, as in peft.optimizers.create_loraplus_optimizer.
 """
 
@@ -15,28 +15,6 @@ from torch import Tensor
 
 from lorastudy.engine.adapter_buffers import AdapterBuffers
 from lorastudy.engine.arms import TrainingArm
-
-
-def schedule_factor(name: str, step: int, *, num_warmup_steps: int, num_steps: int) -> float:
-    """The factor on the peak learning rate in a step, counted from 0. Equals transformers' schedulers."""
-    if step < num_warmup_steps and name != "constant":
-        return step / max(1, num_warmup_steps)
-    num_falling_steps = max(1, num_steps - num_warmup_steps)
-    if name == "linear":
-        return max(0.0, (num_steps - step) / num_falling_steps)
-    if name == "cosine":
-        progress = (step - num_warmup_steps) / num_falling_steps
-        return max(0.0, 0.5 * (1.0 + math.cos(math.pi * progress)))
-    assert name in {"constant", "constant_with_warmup"}, name
-    return 1.0
-
-
-def learning_rate(arm: TrainingArm, *, step: int) -> float:
-    """The arm's learning rate in a step, counted from 0."""
-    factor = schedule_factor(
-        arm.lr_scheduler_type, step, num_warmup_steps=arm.num_warmup_steps, num_steps=arm.num_steps
-    )
-    return arm.learning_rate * factor
 
 
 class PackedAdamW:
@@ -133,7 +111,7 @@ class PackedAdamW:
     def learning_rates(self) -> list[float]:
         """Each arm's learning rate in the next step."""
         return [
-            learning_rate(arm, step=taken)
+            arm.schedule.rate(taken)
             for arm, taken in zip(self.buffers.arms, self.num_steps_taken, strict=True)
         ]
 

@@ -77,6 +77,7 @@ class ArmTrainer:
             self.optimizer,
             num_warmup_steps=arm.num_warmup_steps,
             num_training_steps=arm.num_steps,
+            scheduler_specific_kwargs=dict(arm.lr_scheduler_kwargs),
         )
         self.scaler = torch.amp.GradScaler(
             device.type, enabled=dtype is torch.float16, init_scale=INITIAL_SCALE

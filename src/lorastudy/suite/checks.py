@@ -19,6 +19,7 @@ from lorastudy.suite.methods import JUDGED_KEYS, LORAFA_CONSTANTS, method_proble
 from lorastudy.suite.metrics import ALWAYS_MEASURED, MetricDefinition, metric_named, read_metrics
 from lorastudy.suite.question import MIN_SEEDS, MIN_SEEDS_TO_RACE
 from lorastudy.suite.safe_text import printable
+from lorastudy.suite.schedules import SCHEDULE_KEYS, WARMUP_KEYS, schedule_problem
 from lorastudy.suite.settings import AUTO, Settings
 from lorastudy.suite.suite import MAX_EXPERIMENTS, EntryKeys
 from lorastudy.suite.wording import did_you_mean, shown
@@ -323,10 +324,13 @@ NEEDED = {
         )
         for key, value in LORAFA_CONSTANTS.items()
     },
-    "warmup_ratio": _Needs(
-        key="lr_scheduler_type",
-        holds=lambda value: value != "constant",
-        cause="has no effect with lr_scheduler_type: constant; write constant_with_warmup",
+    **dict.fromkeys(
+        WARMUP_KEYS,
+        _Needs(
+            key="lr_scheduler_type",
+            holds=lambda value: value != "constant",
+            cause="has no effect with lr_scheduler_type: constant; write constant_with_warmup",
+        ),
     ),
 }
 
@@ -334,11 +338,41 @@ NEEDED = {
 def check_methods(levels: Sequence[Level], *, start: Place, problems: Problems) -> None:
     """Note each combination of a method with other settings that cannot train."""
     defaults = {key: Settings.model_fields[key].default for key in ("lora_rank", "quantization")}
+    _check_combinations(
+        levels,
+        JUDGED_KEYS,
+        problem=lambda values: method_problem({**defaults, **values}),
+        start=start,
+        problems=problems,
+    )
+
+
+def check_schedules(levels: Sequence[Level], *, start: Place, problems: Problems) -> None:
+    """Note each schedule with options that it does not have, two lengths of the warm-up, or more steps than the training."""
+    defaults = {key: Settings.model_fields[key].default for key in SCHEDULE_KEYS}
+    _check_combinations(
+        levels,
+        SCHEDULE_KEYS,
+        problem=lambda values: schedule_problem({**defaults, **values}),
+        start=start,
+        problems=problems,
+    )
+
+
+def _check_combinations(
+    levels: Sequence[Level],
+    keys: Sequence[str],
+    *,
+    problem: Callable[[Mapping[str, Any]], tuple[str, str] | None],
+    start: Place,
+    problems: Problems,
+) -> None:
+    """Note what `problem` finds in any arm's values of these keys, each finding once."""
     noted = set()
     for level in levels:
-        judged = {key: level[key] for key in JUDGED_KEYS if key in level}
+        judged = {key: level[key] for key in keys if key in level}
         for values in combinations(judged):
-            found = method_problem({**defaults, **values})
+            found = problem(values)
             if found is not None and found not in noted:
                 noted.add(found)
                 given = judged.get(found[0])

@@ -102,7 +102,12 @@ def tagged_hash(tag: str, value: object) -> str:
 #: Keys that are newer than the first stored results, with the value that they had before they existed. They do not enter
 #: the hash at that value, so old ids stay valid.
 _LATER_SOURCES: Mapping[str, Any] = {"test_dataset": None, "data_version": None}
-_LATER_SETTINGS: Mapping[str, Any] = {"test_fraction": None, **METHOD_KEYS}
+_LATER_SETTINGS: Mapping[str, Any] = {
+    "test_fraction": None,
+    "lr_scheduler_kwargs": {},
+    "warmup_steps": 0,
+    **METHOD_KEYS,
+}
 
 
 def _without_absent(values: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:

@@ -116,6 +116,7 @@ _WORDS: Mapping[str, Word] = {
     "per_device_train_batch_size": lambda value: f"batch {value}",
     "max_seq_length": lambda value: f"{value} tokens",
     "lr_scheduler_type": lambda value: str(value).replace("_", " "),
+    "lr_scheduler_kwargs": lambda value: ", ".join(f"{key} {item}" for key, item in value.items()),
     "engine": lambda value: f"{value} engine",
 }
 #: Follows all other keys, as a reader expects: `r=16, lr 2e-4`.

@@ -16,6 +16,7 @@ from pydantic import BaseModel
 
 from lorastudy.suite.methods import SAID_BY_METHOD
 from lorastudy.suite.safe_text import odd_letter
+from lorastudy.suite.schedules import WARMUP_KEYS
 from lorastudy.suite.settings import AUTO, LENGTH_KEYS, AskedSettings
 from lorastudy.suite.suite import MAX_EXPERIMENTS, EntryKeys, SuiteKeys
 from lorastudy.suite.wording import checked, did_you_mean, in_words, properties, shown
@@ -30,6 +31,8 @@ FOREIGN_NAMES: Mapping[str, str] = {
     "alpha": "lora_alpha", "dropout": "lora_dropout", "rslora": "use_rslora", "dora": "use_dora",
     "peft_method": "method", "peft_type": "method", "loraplus_ratio": "loraplus_lr_ratio", "init_weights": "init_lora_weights",
     "lr": "learning_rate", "learning_rates": "learning_rate", "scheduler": "lr_scheduler_type",
+    "lr_scheduler": "lr_scheduler_type", "scheduler_kwargs": "lr_scheduler_kwargs", "lr_scheduler_args": "lr_scheduler_kwargs",
+    "num_warmup_steps": "warmup_steps",
     "epochs": "num_train_epochs", "num_epochs": "num_train_epochs", "steps": "max_steps",
     "batch_size": "per_device_train_batch_size", "micro_batch_size": "per_device_train_batch_size",
     "train_batch_size": "per_device_train_batch_size", "grad_accum": "gradient_accumulation_steps",
@@ -101,13 +104,16 @@ def read_level(values: Mapping[str, Node], *, scope: Scope, problems: Problems) 
 def merge(*levels: Level) -> Level:
     """The merged levels; later ones override. A length in epochs also replaces one in steps, and vice versa.
 
-    A short name of a method replaces keys of methods that a farther level gives at their defaults, as a file of all
+    So does a warm-up as a share replace one in steps. A short name of a method replaces keys of methods that a farther level gives at their defaults, as a file of all
     defaults does.
     """
     merged: Level = {}
     for level in levels:
         if any(_says_something(level.get(key)) for key in LENGTH_KEYS):
             for key in LENGTH_KEYS:
+                merged.pop(key, None)
+        if any(key in level for key in WARMUP_KEYS):
+            for key in WARMUP_KEYS:
                 merged.pop(key, None)
         if _says_something(level.get("method")):
             for key, default in SAID_BY_METHOD.items():

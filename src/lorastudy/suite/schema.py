@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from lorastudy.suite.levels import FOREIGN_NAMES, LISTABLE
+from lorastudy.suite.schedules import ADAPTIVE, described
 from lorastudy.suite.settings import AskedSettings
 from lorastudy.suite.suite import EntryKeys, SuiteKeys
 from lorastudy.suite.wording import in_words, properties
@@ -42,7 +43,7 @@ A suite is one YAML 1.2 file. It says what differs from the defaults:
 
 A value is looked for in an entry of `experiments`, then at the top of the file, then in
 `configs/default_config.yaml` of the current folder, then in the types, which this page is made from.
-`num_train_epochs` and `max_steps` replace each other: the nearer one counts. Paths begin at the current folder.
+`num_train_epochs` and `max_steps` replace each other, and so do `warmup_ratio` and `warmup_steps`: the nearer one counts. Paths begin at the current folder.
 
 Everything that is wrong with a file is told at once, as `file:line:col: key: cause`. A key that is not on
 this page is an error, and so are a key that appears twice, a YAML tag, and a second document in the file.
@@ -133,7 +134,7 @@ def reference() -> str:
     )
     for heading, keys in _sections().items():
         parts += [f"### {heading}\n", _table(AskedSettings, keys)]
-    parts.append(_foreign_names())
+    parts += [_schedules(), _foreign_names()]
     return "\n".join(parts)
 
 
@@ -196,6 +197,18 @@ def _listable(key: str, schema: Mapping[str, Any]) -> Mapping[str, Any]:
     one = {name: value for name, value in schema.items() if name not in about}
     array = {"type": "array", "minItems": 1, "items": one}
     return {**about, "anyOf": [*one.get("anyOf", [one]), array]}
+
+
+def _schedules() -> str:
+    rows = [f"| `{name}` | {_cell(about)} | {options} |" for name, about, options in described()]
+    adaptive = " and ".join(f"`{name}`" for name in sorted(ADAPTIVE))
+    about = (
+        "## Schedules\n\nThe values of `lr_scheduler_type`, and the options that `lr_scheduler_kwargs` gives them. Every step has the "
+        "rate that transformers gives it, and arms of one pack may have different ones. All but `constant` rise from 0 to the "
+        "peak during `warmup_ratio` of the steps, rounded up, or during `warmup_steps`; a value in an entry replaces the other "
+        f"key at the top of the file. {adaptive} are refused: they follow a measured loss, so the file would not say the rates.\n"
+    )
+    return "\n".join([about, "| schedule | what it does | options |", "|---|---|---|", *rows]) + "\n"
 
 
 def _foreign_names() -> str:

@@ -14,10 +14,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from lorastudy.errors import StudyError
 from lorastudy.suite.methods import METHOD_KEYS, ArmMethod, InitialWeights, Method
+from lorastudy.suite.schedules import (
+    ADAPTIVE,
+    SCHEDULE_KEYS,
+    WARMUP_KEYS,
+    Scheduler,
+    acting_options,
+    schedule_problem,
+)
 
 Quantization = Literal["4bit", "8bit", "fp16", "bf16", "fp32"]
-
-Scheduler = Literal["linear", "cosine", "constant", "constant_with_warmup"]
 
 EngineName = Literal["auto", "packed", "reference"]
 
@@ -118,9 +124,18 @@ class AskedSettings(BaseModel):
         "those tried is lowest. It keeps test rows apart: where the file asks for none, a tenth of the training file, or "
         "half of `eval_dataset_path`.",
     )
-    lr_scheduler_type: Scheduler = Field("linear", description="As in transformers.")
+    lr_scheduler_type: Scheduler = Field(
+        "linear",
+        description="How the rate falls after the warm-up, as in transformers (see [Schedules](#schedules)).",
+    )
+    lr_scheduler_kwargs: Mapping[str, int | float | str] = Field(
+        {}, description="Options of the schedule, such as `{num_cycles: 3}` of `cosine_with_restarts`."
+    )
     warmup_ratio: float = Field(
         0.0, ge=0, lt=1, description="Share of the steps during which the rate rises."
+    )
+    warmup_steps: int = Field(
+        0, ge=0, description="Steps during which the rate rises; instead of `warmup_ratio`."
     )
     weight_decay: float = Field(0.0, ge=0, lt=1, description="Decoupled, on all adapter weights.")
     max_grad_norm: float = Field(1.0, ge=0, description="Gradient clipping, per arm; 0 turns it off.")
@@ -279,6 +294,16 @@ class AskedSettings(BaseModel):
             raise ValueError(f"{value!r}: the factor must be greater than 0 and at most 1000000")
         return value
 
+    @field_validator("lr_scheduler_type", mode="before")
+    @classmethod
+    def _schedule_is_known_beforehand(cls, value: object) -> object:
+        if isinstance(value, str) and value in ADAPTIVE:
+            raise ValueError(
+                f"{value} follows a measured loss, so arms would not have the rates that the file says; take a schedule "
+                "such as cosine"
+            )
+        return value
+
     @field_validator("alpha_pattern", mode="before")
     @classmethod
     def _alphas_are_numbers(cls, value: object) -> object:
@@ -377,6 +402,23 @@ class Settings(AskedSettings):
     learning_rate: Rate = Field(2e-4, description="Peak learning rate.")
     method: Literal["lorafa"] | None = Field(None, description="A method that no other key says.")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _schedule_as_it_acts(cls, values: Any) -> Any:
+        """Options at their defaults are left out, so that equal schedules are equal settings."""
+        options = values.get("lr_scheduler_kwargs")
+        if not isinstance(options, Mapping) or not options:
+            return values
+        name = values.get("lr_scheduler_type", cls.model_fields["lr_scheduler_type"].default)
+        return {**values, "lr_scheduler_kwargs": acting_options(name, options)}
+
+    @model_validator(mode="after")
+    def _schedule_is_possible(self) -> Self:
+        problem = schedule_problem({key: getattr(self, key) for key in SCHEDULE_KEYS})
+        if problem is not None:
+            raise ValueError(f"{problem[0]}: {problem[1]}")
+        return self
+
 
 def settings_from_options(**values: object) -> Settings:
     """Settings from a command's options.
@@ -395,7 +437,7 @@ def settings_from_options(**values: object) -> Settings:
 ARM_KEYS = frozenset(
     {
         "lora_rank", "lora_alpha", "use_rslora", "lora_dropout", "target_modules", "layers_to_transform",
-        "learning_rate", "lr_scheduler_type", "warmup_ratio", "weight_decay", "max_grad_norm",
+        "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", *WARMUP_KEYS, "weight_decay", "max_grad_norm",
         "adam_beta1", "adam_beta2", "adam_epsilon", "num_train_epochs", "max_steps", "eval_steps",
         "select_checkpoint", "early_stopping_patience", "early_stopping_threshold",
         *METHOD_KEYS,
@@ -442,6 +484,7 @@ _SHORT = {
     "num_train_epochs": "epochs",
     "max_steps": "steps",
     "lora_dropout": "dropout",
+    "lr_scheduler_kwargs": "",
     "base_model": "",
     "dataset_path": "",
 }
@@ -472,6 +515,8 @@ def value_in_name(value: Any) -> str:
         text = repr(value).removesuffix(".0")
     elif isinstance(value, tuple):
         text = "-".join(str(item) for item in value)
+    elif isinstance(value, Mapping):
+        text = "-".join(f"{key}{value_in_name(item)}" for key, item in value.items()) or "default"
     elif isinstance(value, bool) or value is None:
         text = {True: "-on", False: "-off", None: "-none"}[value]
     else:

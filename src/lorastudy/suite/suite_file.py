@@ -22,6 +22,7 @@ from lorastudy.suite.checks import (
     check_names,
     check_number,
     check_racing,
+    check_schedules,
     check_selection,
     check_sources,
     check_tuning_seeds,
@@ -275,6 +276,7 @@ def _check_levels(levels: list[Level], *, start: Place, problems: Problems) -> N
     check_eval_steps(levels, problems=problems)
     check_selection(levels, problems=problems)
     check_methods(levels, start=start, problems=problems)
+    check_schedules(levels, start=start, problems=problems)
 
 
 def _name_from(source: _Source, *, given: Mapping[str, Any], problems: Problems) -> str:

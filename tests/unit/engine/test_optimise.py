@@ -4,43 +4,15 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import nn
 from transformers import get_scheduler
 
 import tiny
 from lorastudy.engine.adapter_buffers import make_buffers, sorted_by_shape
-from lorastudy.engine.arms import make_arm as arm_of_experiment
 from lorastudy.engine.lora import PackedLinear
-from lorastudy.engine.optimise import LossScale, PackedAdamW, schedule_factor
-from lorastudy.suite.experiment import Experiment, Sources
-from lorastudy.suite.settings import Settings
+from lorastudy.engine.optimise import LossScale, PackedAdamW
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-NAMES = ("linear", "cosine", "constant", "constant_with_warmup")
-
-
-@settings(max_examples=150, deadline=None)
-@given(st.sampled_from(NAMES), st.integers(1, 40), st.floats(0, 0.99))
-def test_schedules_equal_those_of_transformers(name, num_steps, warmup_ratio):
-    experiment = Experiment(
-        name="e", arm="e", experiment_type="custom", seed=0,
-        settings=Settings(warmup_ratio=warmup_ratio, lr_scheduler_type=name),
-        sources=Sources(base_model="", dataset=""),
-    )  # fmt: skip
-    arm = arm_of_experiment(experiment, module_names=("m",), num_steps=num_steps)
-    assert arm.num_warmup_steps == math.ceil(warmup_ratio * num_steps)
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
-    schedule = get_scheduler(
-        name, optimizer, num_warmup_steps=arm.num_warmup_steps, num_training_steps=num_steps
-    )
-    for step in range(num_steps + 2):
-        mine = schedule_factor(name, step, num_warmup_steps=arm.num_warmup_steps, num_steps=num_steps)
-        assert mine == pytest.approx(schedule.get_last_lr()[0], rel=1e-12, abs=1e-15)
-        optimizer.step()
-        schedule.step()
 
 
 def bank_of(arms):

@@ -38,6 +38,64 @@ BAD = {
         f"lr_scheduler_type: constant\nwarmup_ratio: 0.1\n{ENTRY}",
         "s.yaml:2:15: warmup_ratio: has no effect with lr_scheduler_type: constant; write constant_with_warmup",
     ),
+    "warmup steps of a constant rate": (
+        f"lr_scheduler_type: constant\nwarmup_steps: 10\n{ENTRY}",
+        "s.yaml:2:15: warmup_steps: has no effect with lr_scheduler_type: constant; write constant_with_warmup",
+    ),
+    "two lengths of the warm-up": (
+        f"warmup_ratio: 0.1\nwarmup_steps: 10\n{ENTRY}",
+        "s.yaml:2:15: warmup_steps: warmup_ratio and warmup_steps both say how long the rate rises; keep one",
+    ),
+    "a warm-up as long as the training": (
+        f"max_steps: 10\nwarmup_steps: 10\n{ENTRY}",
+        "s.yaml:2:15: warmup_steps: must be less than the 10 steps of the training (max_steps), not 10",
+    ),
+    "a misspelt schedule": (
+        f"lr_scheduler_type: cosine_with_restart\n{ENTRY}",
+        "cosine_with_restart' (did you mean cosine_with_restarts?)",
+    ),
+    "a schedule that follows a loss": (
+        f"lr_scheduler_type: reduce_lr_on_plateau\n{ENTRY}",
+        "s.yaml:1:20: lr_scheduler_type: reduce_lr_on_plateau follows a measured loss, so arms would not have the rates",
+    ),
+    "a misspelt option": (
+        f"lr_scheduler_type: cosine\nlr_scheduler_kwargs: {{num_cycle: 2}}\n{ENTRY}",
+        "s.yaml:2:22: lr_scheduler_kwargs: cosine has no option 'num_cycle' (did you mean num_cycles?)",
+    ),
+    "an option of another schedule": (
+        f"lr_scheduler_type: polynomial\nlr_scheduler_kwargs: {{num_decay_steps: 2}}\n{ENTRY}",
+        "lr_scheduler_kwargs: polynomial has no option 'num_decay_steps'; it has lr_end, power",
+    ),
+    "an option without a schedule": (
+        f"lr_scheduler_kwargs: {{power: 2}}\n{ENTRY}",
+        "s.yaml:1:22: lr_scheduler_kwargs: linear has no option 'power'; it has none",
+    ),
+    "an option out of bounds": (
+        f"lr_scheduler_type: cosine_with_min_lr\nlr_scheduler_kwargs: {{min_lr_rate: 2}}\n{ENTRY}",
+        "lr_scheduler_kwargs: min_lr_rate must be a share of the learning rate from 0 to 1, not 2",
+    ),
+    "no lowest rate": (
+        f"lr_scheduler_type: cosine_with_min_lr\n{ENTRY}",
+        "lr_scheduler_kwargs: cosine_with_min_lr needs one of min_lr and min_lr_rate, such as {min_lr_rate: 0.1}",
+    ),
+    "no steps of the decay": (
+        f"lr_scheduler_type: warmup_stable_decay\n{ENTRY}",
+        "warmup_stable_decay needs num_decay_steps, such as {num_decay_steps: 50}",
+    ),
+    "a decay longer than the training": (
+        ("max_steps: 20\nwarmup_steps: 5\nlr_scheduler_type: warmup_stable_decay\n"
+        f"lr_scheduler_kwargs: {{num_decay_steps: 16}}\n{ENTRY}"),
+        "s.yaml:4:22: lr_scheduler_kwargs: the warm-up and warmup_stable_decay's own steps are 21 together, more than the 20",
+    ),
+    "a lowest rate above the rate": (
+        f"lr_scheduler_type: polynomial\nlr_scheduler_kwargs: {{lr_end: 1e-3}}\n{ENTRY}",
+        "lr_end is 0.001, and the learning rate that falls to it is 0.0002; lower lr_end",
+    ),
+    "a lowest rate of a search": (
+        ("learning_rate: auto\nlr_scheduler_type: cosine_with_min_lr\n"
+        f"lr_scheduler_kwargs: {{min_lr: 1e-5}}\n{ENTRY}"),
+        "min_lr is a rate of its own, and learning_rate: auto tries many; give min_lr_rate, a share of it",
+    ),
     "a share of no rows": (
         f"eval_dataset_path: rows.jsonl\neval_fraction: 0.2\n{ENTRY}",
         "s.yaml:2:16: eval_fraction: has no effect, as eval_dataset_path names the held-out rows",
