@@ -31,6 +31,7 @@ from transformers import AttentionInterface
 
 from lorastudy.engine.batch import Batch, Bucket
 from lorastudy.errors import ModelError
+from lorastudy.protocol.jobs import attends_in_one_call
 
 NAME = "lorastudy_rows"
 
@@ -238,12 +239,14 @@ def _attend(bucket: Bucket, qkv_KHSC: Sequence[Tensor], *, scaling: float | None
 
 def takes_all_rows(query: Tensor, value: Tensor) -> bool:
     """Whether `flash_attention` serves these tensors."""
-    return takes_all_rows_on(query, value, device_kind="cuda") and _has_flash_attention(query.device)
+    return takes_all_rows_on(query, value, device_kind=query.device.type) and _has_flash_attention(
+        query.device
+    )
 
 
 def has_windows(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether rows may be longer than a layer's sliding window on this device, in this precision."""
-    return dtype in _HALF and _has_flash_attention(device)
+    return attends_in_one_call(device.type, is_half=dtype in _HALF) and _has_flash_attention(device)
 
 
 @cache
@@ -260,8 +263,7 @@ def _has_flash_attention(device: torch.device) -> bool:
 def takes_all_rows_on(query: Tensor, value: Tensor, *, device_kind: str) -> bool:
     """As `takes_all_rows`, on a device of that kind that has the kernel."""
     return (
-        device_kind == "cuda"
-        and query.dtype in _HALF
+        attends_in_one_call(device_kind, is_half=query.dtype in _HALF)
         and max(query.shape[-1], value.shape[-1]) <= MAX_CHANNELS
     )
 
@@ -331,10 +333,10 @@ def counted() -> Iterator[Calls]:
 
 def serves(query: Tensor) -> bool:
     """Whether `block_attention` is faster than torch's kernel: long rows on a CPU. fp16 scores would overflow."""
-    return serves_on(query.device.type, query)
+    return serves_on(query, device_kind=query.device.type)
 
 
-def serves_on(device_kind: str, query: Tensor) -> bool:
+def serves_on(query: Tensor, *, device_kind: str) -> bool:
     """As `serves`, on a device of that kind."""
     return (
         device_kind == "cpu"

@@ -426,7 +426,7 @@ def _as_on(device_kind: DeviceKind) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(_replaced(loss, "CHUNK_ELEMENTS", by=chunks))
         stack.enter_context(_replaced(functional, "scaled_dot_product_attention", by=_fused_attention))
-        stack.enter_context(_replaced(attention, "serves", by=partial(serves_on, device_kind)))
+        stack.enter_context(_replaced(attention, "serves", by=partial(serves_on, device_kind=device_kind)))
         stack.enter_context(
             _replaced(attention, "takes_all_rows", by=partial(takes_all_rows_on, device_kind=device_kind))
         )

@@ -46,21 +46,19 @@ class PackedAdamW:
         *,
         grad_norm_K: Tensor,
         active: Sequence[bool],
-        is_finite_K: Tensor | None = None,
-        loss_scale_K: Tensor | None = None,
+        is_finite_K: Tensor,
+        loss_scale_K: Tensor,
     ) -> None:
         """Clip and update the active arms whose gradient is finite. The others keep weights and moments bit for bit.
 
         `grad_norm_K` is the norm without the loss scale; the gradients include it. Afterwards call `count_steps`.
         """
-        is_finite_K = (torch.isfinite(grad_norm_K) if is_finite_K is None else is_finite_K).float()
-        is_skipped_K = 1.0 - is_finite_K
-        divisor_K = ((grad_norm_K + 1e-6) / self._max_norm_K).clamp_(min=1.0)
-        if loss_scale_K is not None:
-            divisor_K *= loss_scale_K
+        is_taken_K = is_finite_K.float()
+        is_skipped_K = 1.0 - is_taken_K
+        divisor_K = ((grad_norm_K + 1e-6) / self._max_norm_K).clamp_(min=1.0) * loss_scale_K
         numbers = [number for number, is_active in enumerate(active) if is_active]
         torch._foreach_add_(
-            [self._num_steps_K[number] for number in numbers], [is_finite_K[number] for number in numbers]
+            [self._num_steps_K[number] for number in numbers], [is_taken_K[number] for number in numbers]
         )
         rates = self.learning_rates()
         for number in numbers:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from lorastudy.errors import ModelError
-from lorastudy.protocol.jobs import Footprint, Phase, Precision
+from lorastudy.protocol.jobs import Footprint, Phase, Precision, attends_in_one_call
 from lorastudy.protocol.records import MemoryTerms
 from lorastudy.suite.base_model import LAB_MODEL, cached_folder
 from lorastudy.suite.methods import PLAIN, ArmMethod
@@ -66,8 +66,8 @@ class ModelShape:
 
     def span_on(self, device_kind: str, quantization: str) -> int | None:
         """The most tokens of a row that the packed engine trains on such a device; None if any number."""
-        has_windows = self.has_sliding_windows and device_kind == "cuda" and quantization != "fp32"
-        return None if has_windows else self.attention_span
+        has_windows = attends_in_one_call(device_kind, is_half=quantization != "fp32")
+        return None if self.has_sliding_windows and has_windows else self.attention_span
 
     def layers_by_name(self) -> dict[str, LinearLayer]:
         """Name -> layer, in the model's order."""

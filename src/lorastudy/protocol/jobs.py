@@ -130,6 +130,14 @@ DeviceKind = Literal["cpu", "cuda"]
 """The kinds of device for which the engine's code differs."""
 
 
+def attends_in_one_call(device_kind: str, *, is_half: bool) -> bool:
+    """Whether attention is one call for all rows, which may then be longer than a sliding window.
+
+    So on a GPU in half precision. The plan asks this before a run, and the engine within it.
+    """
+    return device_kind == "cuda" and is_half
+
+
 @dataclass(frozen=True, kw_only=True)
 class CountedArm:
     """The properties of an arm on which its memory depends."""

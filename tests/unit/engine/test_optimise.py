@@ -72,7 +72,13 @@ def gradients_of(bank, arm):
 
 
 def take_step(packed, *, active):
-    packed.step(grad_norm_K=packed.grad_norms(), active=active)
+    norm_K = packed.grad_norms()
+    packed.step(
+        grad_norm_K=norm_K,
+        active=active,
+        is_finite_K=torch.isfinite(norm_K),
+        loss_scale_K=torch.ones_like(norm_K),
+    )
     packed.count_steps(active)
 
 
