@@ -21,6 +21,10 @@ from lorastudy.train.checkpointing import Checkpoint, OtherVersionError, read_ch
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
+#: Precisions, and the steps after which an engine is restored.
+RESTORED = ((torch.float32, 1), (torch.float32, 9), (torch.float32, 22), (torch.float16, 5))
+
+
 @pytest.fixture(params=tiny.ENGINES)
 def make_engine(request):
     return tiny.ENGINES[request.param]
@@ -422,7 +426,13 @@ def test_a_state_of_another_version_is_not_read(make_engine, base, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "num_told"), [(torch.float32, 1), (torch.float32, 9), (torch.float32, 22), (torch.float16, 5)]
+    ("make_engine", "dtype", "num_told"),
+    [
+        *(("packed", *restored) for restored in RESTORED),
+        ("reference", *RESTORED[1]),
+        *(pytest.param("reference", *RESTORED[number], marks=pytest.mark.slow) for number in (0, 2, 3)),
+    ],
+    indirect=["make_engine"],
 )
 def test_a_restored_engine_goes_on_to_the_very_same_bits(make_engine, tmp_path, num_told, dtype):
     """Dropout, accumulation, arms of unequal length, one that diverges, and the loss scale of fp16."""

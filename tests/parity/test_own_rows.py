@@ -68,6 +68,12 @@ def layout(request, monkeypatch):
     monkeypatch.setattr(adapter_buffers, "pads_ranks", lambda _: request.param)
 
 
+#: `make test` takes the padded layout, `make slow` both.
+PADDED = pytest.mark.parametrize(
+    "layout", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["padded", "views"], indirect=True
+)
+
+
 def compared(base, arms, *, folder, tolerances=(1e-6, 1e-6), **options):
     """Train all arms together, and each alone in both engines; compare losses and adapters."""
     steps = own_steps()
@@ -102,9 +108,9 @@ def test_dropout_masks_do_not_depend_on_the_pack(tmp_path, gradient_checkpointin
     compared(base, arms, folder=tmp_path, gradient_checkpointing=gradient_checkpointing)
 
 
-@pytest.mark.usefixtures("layout")
+@PADDED
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 2e-3), (torch.float16, 1e-3)])
-def test_half_precision_stays_as_close_as_alone(tmp_path, dtype, tolerance):
+def test_half_precision_stays_as_close_as_alone(layout, tmp_path, dtype, tolerance):
     base = tiny.make_base(dtype=dtype)
     compared(base, five_arms(base), folder=tmp_path, tolerances=(tolerance, tolerance))
 
@@ -127,9 +133,9 @@ def test_both_engines_take_the_same_steps_and_count_the_tokens_of_each_arm(make_
         )
 
 
-@pytest.mark.usefixtures("layout")
+@PADDED
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_an_arm_that_diverges_leaves_the_others_to_the_bit(tmp_path, dtype):
+def test_an_arm_that_diverges_leaves_the_others_to_the_bit(layout, tmp_path, dtype):
     base, steps = tiny.make_base(dtype=dtype), together(own_steps())
     arms = five_arms(base)
     calm = tiny.train(PackedEngine, base, arms, steps=steps, folder=tmp_path)

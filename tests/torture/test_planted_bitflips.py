@@ -37,6 +37,7 @@ def test_rows_read_without_their_hash_are_caught(tmp_path: Path, monkeypatch: py
     assert "experiments.db" in result.detail
 
 
+@pytest.mark.slow
 @pytest.mark.torture
 def test_a_store_whose_indexes_are_not_checked_is_caught(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

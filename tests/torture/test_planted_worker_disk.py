@@ -43,7 +43,9 @@ ONE_ERROR = {"error": errno.EIO, "stays": 0}
         pytest.param(
             NO_MESSAGE, A_FULL_DISK, "a message without the fault", id="no message", marks=pytest.mark.slow
         ),
-        pytest.param(HALF_AN_ADAPTER, ONE_ERROR, "another store", id="half an adapter"),
+        pytest.param(
+            HALF_AN_ADAPTER, ONE_ERROR, "another store", id="half an adapter", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_a_planted_bug_is_seen(

@@ -175,7 +175,9 @@ def test_weights_are_those_of_the_items():
 
 
 @pytest.mark.parametrize("profile", PROFILES, ids=lambda profile: profile.name)
-@pytest.mark.parametrize("num_seeds", [3, 4, 6])
+@pytest.mark.parametrize(
+    "num_seeds", [3, pytest.param(4, marks=pytest.mark.slow), pytest.param(6, marks=pytest.mark.slow)]
+)
 def test_equal_arms_are_stopped_no_more_often_than_the_level_says(profile, num_seeds):
     """300 races of six equal arms over three looks, each look new noise, without any allowance: the hardest case."""
     draw = np.random.default_rng(7)

@@ -79,7 +79,8 @@ def results(folder: Path) -> dict[str, ExperimentResult]:
         return {result.arm: result for result in tracker.get_all_experiments()}
 
 
-@pytest.fixture(scope="module", params=["packed", "reference"])
+#: `make slow` repeats every test on the reference engine.
+@pytest.fixture(scope="module", params=["packed", pytest.param("reference", marks=pytest.mark.slow)])
 def engine(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
