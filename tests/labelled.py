@@ -47,7 +47,9 @@ def _rows(labels: Sequence[int]) -> Any:
         )
         for label in labels
     ]  # fmt: skip
-    return SimpleNamespace(rows=rows)
+    tokens = SimpleNamespace(rows=rows)
+    tokens.counted = tokens
+    return tokens
 
 
 TRIVIAL = tuple(

@@ -74,7 +74,7 @@ def _counts(found: Preview) -> str:
     if summary.num_refused_rows:
         parts.append(f"{count(summary.num_refused_rows)} more refused, since nothing of the answer is left")
     if summary.num_unread_rows:
-        parts.append(f"{count(summary.num_unread_rows)} more not read, since training does not reach them")
+        parts.append(f"a fixed sample, with {count(summary.num_unread_rows)} more rows that are not counted")
     return ", ".join(parts)
 
 

@@ -82,7 +82,7 @@ def trivial_scores(
     can use, `num_positions` the largest number of tokens in a row.
     """
     pattern = settings.exact_match_pattern
-    known = _Known.of(sets["train"].rows, pattern=pattern)
+    known = _Known.of(sets["train"].counted.rows, pattern=pattern)
     for split in _SPLITS:
         if split in sets:
             rows = sets[split].rows

@@ -256,7 +256,7 @@ def train_and_eval(settings: Settings, *, style: PromptStyle = WITHOUT_MODEL) ->
         held_out=held_out,
         test=test,
         forgetting=forgetting,
-        num_duplicates=num_duplicates(whole.index.keys),
+        num_duplicates=num_duplicates(whole.index.keys, split.train),
         num_leaked={name: _num_known(part, among, of="contents") for name, (part, among) in scored.items()},
         num_known_prompts={
             name: _num_known(part, among, of="prompts") for name, (part, among) in scored.items()

@@ -1,14 +1,19 @@
 """All data sets of a study as tokens, by the name of their split.
 
-A worker trains on them, and a plan counts them.
+A worker trains on them, and a plan counts them. What is counted depends on the data, the tokenizer and the length only,
+never on the arms or the steps of a pack: a check, a dry run, every pack and the report give the same numbers. Of at most
+`COUNTED_ROWS` training rows, all are read. Of more, a fixed sample of that many is counted; the rows that a training
+uses are read besides.
 """
 
+import heapq
+from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
 
 from lorastudy.data.batches import row_order
-from lorastudy.data.load import DataRows, StudyData
+from lorastudy.data.load import DataRows, DataSet, StudyData, position
 from lorastudy.data.near_copies import near_copies
 from lorastudy.data.prompts import Example
 from lorastudy.data.tokenise import Tokenizer, TokenSet, tokenise
@@ -16,6 +21,8 @@ from lorastudy.errors import DataError
 from lorastudy.protocol.records import DataSummary
 from lorastudy.suite.settings import Settings
 
+#: Training rows that are read and counted, whatever a training uses. Reading them takes seconds.
+COUNTED_ROWS = 10_000
 #: The least number of training rows to read for a short training: fewer might all be refused for their length.
 MIN_ROWS = 256
 #: Splits whose rows are answered for exact match.
@@ -46,14 +53,14 @@ def token_sets(
 ) -> Mapping[str, TokenSet]:
     """The tokens of `train` and `eval`, and of `test` and `forgetting` if the study has such rows.
 
-    Only the training rows within `reach` are read; None reads all.
+    Of more than `COUNTED_ROWS` training rows, only those within `reach` become rows to train on; None reads all.
 
     Raises:
         DataError: a set cannot be used with this tokenizer; it names the file and the base model.
     """
     parts = {"eval": study.held_out, "test": study.test, "forgetting": study.forgetting}
     named = partial(split_tokens, settings=settings, tokenizer=tokenizer)
-    sets = {"train": _reached(study.train, reach, tokens_of=partial(named, split="train"))}
+    sets = {"train": _training_tokens(study.train, settings, tokenizer=tokenizer, reach=reach)}
     for split, rows in parts.items():
         if rows is not None:
             examples = rows.read()
@@ -102,6 +109,68 @@ def split_tokens(
         raise DataError(f"{where}: {error}") from error
 
 
+def longest_row(sets: Mapping[str, TokenSet]) -> int:
+    """The number of tokens of the longest row that is trained, scored or counted."""
+    return max(
+        length
+        for tokens in sets.values()
+        for part in (tokens, tokens.counted)
+        for length in part.rows.lengths()
+    )
+
+
+def _training_tokens(
+    train: DataRows, settings: Settings, *, tokenizer: Tokenizer, reach: Reach | None
+) -> TokenSet:
+    """The training rows: all of them, or those within reach with a sample that is counted."""
+
+    def reading(numbers: Sequence[int]) -> _Reading:
+        rows = replace(train, numbers=numbers)
+        return _Reading(
+            dataset=train.dataset,
+            numbers=array("I", numbers).tobytes(),
+            prompt_format=settings.prompt_format,
+            max_seq_length=settings.max_seq_length,
+            tokenizer=tokenizer,
+            read=lambda: split_tokens(rows, settings=settings, tokenizer=tokenizer, split="train"),
+        )
+
+    if len(train) <= COUNTED_ROWS:
+        return _read_once(reading(train.numbers))
+    sample = _read_once(reading([train.numbers[place] for place in _sample(len(train))]))
+    summary = replace(sample.summary, num_unread_rows=len(train) - sample.num_given)
+    tokens_of = partial(split_tokens, settings=settings, tokenizer=tokenizer, split="train")
+    trained = _reached(train, reach, tokens_of=tokens_of)
+    return replace(trained, summary=summary, sample=sample)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Reading:
+    """Rows to read, equal for the same rows in the same tokens. `read` reads them."""
+
+    dataset: DataSet
+    numbers: bytes
+    prompt_format: str
+    max_seq_length: int
+    tokenizer: Tokenizer
+    read: Callable[[], TokenSet] = field(compare=False)
+
+
+@lru_cache(maxsize=2)
+def _read_once(reading: _Reading) -> TokenSet:
+    """The rows as tokens. A worker reads them once for all its packs."""
+    return reading.read()
+
+
+def _sample(num_rows: int) -> Sequence[int]:
+    """The places of the training rows that are counted, rising: always the same for so many rows."""
+
+    def order(place: int) -> float:
+        return position(str(place), purpose="counted rows")
+
+    return sorted(heapq.nsmallest(COUNTED_ROWS, range(num_rows), key=order))
+
+
 def _reached(
     train: DataRows, reach: Reach | None, *, tokens_of: Callable[[Iterable[Example]], TokenSet]
 ) -> TokenSet:
@@ -119,7 +188,6 @@ def _reached(
             places=tuple(chosen[place] for place in found.places),
             refused=frozenset(chosen[place] for place in found.refused),
             num_given=num_rows,
-            summary=replace(found.summary, num_unread_rows=num_rows - len(chosen) or None),
         )
         if all(num_looked_at - len(tokens.refused & set(order)) >= reach.num_rows for order in orders):
             return tokens

@@ -178,7 +178,7 @@ class TokenRows(Sequence[TokenRow]):
 
 @dataclass(frozen=True, kw_only=True)
 class TokenSet:
-    """The usable rows, and what happened to every given row. `num_rows` counts the usable ones."""
+    """The usable rows, and what happened to every given row."""
 
     rows: TokenRows
     summary: DataSummary
@@ -189,6 +189,13 @@ class TokenSet:
     refused: frozenset[int]
     """The places of the rows of which nothing can be trained."""
     num_given: int
+    sample: "TokenSet | None" = None
+    """The rows that `summary` and trivial predictors are about, if these are not `rows`."""
+
+    @property
+    def counted(self) -> "TokenSet":
+        """The rows that are counted: a sample if there is one, else these."""
+        return self.sample or self
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from lorastudy.data.answers import trivial_scores
 from lorastudy.data.batches import steps_of
 from lorastudy.data.load import DataRows, all_rows, train_and_eval
 from lorastudy.data.prompts import Example
-from lorastudy.data.token_sets import MIN_ROWS, Reach, split_tokens, token_sets
+from lorastudy.data.token_sets import MIN_ROWS, Reach, longest_row, split_tokens, token_sets
 from lorastudy.data.tokenise import IGNORED, TokenRow, TokenSet, whole_row
 from lorastudy.engine.batch import BatchPlan, plan_batches
 from lorastudy.engine.chat_template import prompt_style
@@ -79,7 +79,7 @@ def rows_read(question: RowsQuestion) -> dict[str, Any]:
         "rounds": _rounds(sets["train"], plans),
         "num_steps": num_steps,
         "num_rows": len(sets["train"].rows),
-        "longest_row": max(length for tokens in sets.values() for length in tokens.rows.lengths()),
+        "longest_row": longest_row(sets),
         "splits": [asdict(_read(tokens, trivial=trivial)) for tokens in sets.values()],
     }
 
@@ -237,7 +237,7 @@ def _rounds(train: TokenSet, plans: Sequence[BatchPlan]) -> list[list[dict[str, 
 
 
 def _read(tokens: TokenSet, *, trivial: Sequence[TrivialScore]) -> RowsRead:
-    lengths = sorted(tokens.whole_lengths)
+    lengths = sorted(tokens.counted.whole_lengths)
     most = lengths[math.ceil(MOST_ROWS * len(lengths)) - 1]
     return RowsRead(
         summary=tokens.summary,

@@ -216,10 +216,10 @@ def split_name(split: str) -> str:
 
 
 def _fate(summary: DataSummary) -> str:
-    """`of 800 training rows 511 are cut short and 289 left out`; of the rows that were read, if training needs no more."""
+    """`of 800 training rows 511 are cut short and 289 left out`; of a sample of them, if there are too many to read all."""
     num_read, unread = summary.num_rows + summary.num_refused_rows, summary.num_unread_rows or 0
     of = f"of {num_read + unread:,} {split_name(summary.split)} rows"
-    of += f" {num_read:,} were read:" if unread else ""
+    of += f" a sample of {num_read:,} was read:" if unread else ""
     short, out = summary.num_truncated_rows, summary.num_refused_rows
     text = [f"{short:,} {'is' if short == 1 else 'are'} cut short"] * (short > 0)
     text += [f"{out:,} left out, with no answer left"] * (out > 0)
@@ -232,9 +232,11 @@ def _lengths_wanted(rows: Sequence[RowsRead]) -> str:
     most = [read.length_of_most for read in rows if read.length_of_most is not None]
     if not longest or not most:
         return ""
+    are_all_read = not any(read.summary.num_unread_rows for read in rows)
+    them = "all of them" if are_all_read else "all that were read"
     if max(most) == max(longest):
-        return f"; max_seq_length {max(longest):,} keeps all of them whole"
-    return f"; max_seq_length {max(longest):,} keeps all of them whole, {max(most):,} at least 95 % of each split"
+        return f"; max_seq_length {max(longest):,} keeps {them} whole"
+    return f"; max_seq_length {max(longest):,} keeps {them} whole, {max(most):,} at least 95 % of each split"
 
 
 def _tokenizers(case: Case) -> Iterator[Breach]:

@@ -119,13 +119,14 @@ class DataSummary:
     num_tokens: int
     num_completion_tokens: int
     num_duplicate_rows: int | None = None
-    """Training rows whose content already occurs earlier in the file."""
+    """Training rows, of all that there are, whose content already occurs in an earlier one."""
     num_leaked_rows: int | None = None
     """Rows of this split whose content is also in the training rows; for test rows, also in the held-out rows."""
     num_unread_rows: int | None = None
-    """Training rows that the steps do not reach. No other count includes them. None if all rows are read.
+    """Training rows outside the sample that is counted, if there are too many to count all; else None.
 
-    An unread plain text counts as one row, even if it is long enough for several."""
+    The counts of rows and tokens, and the scores of guessing, are about the sample. An unread plain text counts as one
+    row, even if it is long enough for several."""
     num_known_prompts: int | None = None
     """As `num_leaked_rows`, but rows whose prompt occurs there, with any answer."""
     num_near_copies: int | None = None

@@ -57,7 +57,10 @@ def left_out(data: DataSummary) -> str:
 
 
 def repeated(data: DataSummary) -> str:
-    """Rows that weaken the scores: duplicates, and held-out rows that are also in the training rows."""
+    """Rows that weaken the scores: duplicates, and held-out rows that are also in the training rows.
+
+    They are counted among all texts, refused ones included.
+    """
     leaked = "are also in the training rows, so their scores say nothing about new rows"
     if data.split == "test":
         leaked = "are also in the training rows or among the rows that choose, so their scores say little about new rows"
@@ -69,7 +72,9 @@ def repeated(data: DataSummary) -> str:
             "share a prompt with those rows, with another answer",
         ),
     ]
-    them = "them" if data.num_usable_texts == data.num_rows else "the texts"
+    num_texts = data.num_usable_texts + data.num_refused_rows + (data.num_unread_rows or 0)
+    things = "rows" if data.num_usable_texts == data.num_rows else "texts"
+    them = "them" if num_texts == data.num_rows else f"all {count(num_texts)} {things}"
     text = "".join(f" {count(number)} of {them} {what}." for number, what in found if number)
     if data.num_compared_rows:
         text += (
@@ -83,7 +88,7 @@ def repeated(data: DataSummary) -> str:
     if data.groups is not None:
         text += f" They have {count(max(data.groups) + 1)} distinct prompts."
     if data.num_unread_rows:
-        text += f" The steps do not reach {count(data.num_unread_rows)} further rows."
+        text += f" They are a fixed sample: {count(data.num_unread_rows)} further rows are trained on alike and not counted."
     return text
 
 

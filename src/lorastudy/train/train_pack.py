@@ -15,7 +15,7 @@ import torch
 from lorastudy.data.answers import trivial_scores
 from lorastudy.data.batches import steps_of
 from lorastudy.data.load import train_and_eval
-from lorastudy.data.token_sets import Reach, token_sets
+from lorastudy.data.token_sets import Reach, longest_row, token_sets
 from lorastudy.data.tokenise import TokenSet
 from lorastudy.engine.arms import Engine, StepResult, TrainingArm, make_arm
 from lorastudy.engine.batch import PackBatches, plan_pack
@@ -150,8 +150,8 @@ def load(run: PackRun, settings: Settings, *, cache: BaseCache, device: torch.de
     """Load the base and the data, and resolve the arms; None if no arm fits the base."""
     base = cache.get(settings, device=device)
     data = load_data(run, settings, base=base)
-    sets = (data.train, *(tokens for _, tokens in data.scored()))
-    for tokens in sets:
+    sets = {"train": data.train, **dict(data.scored())}
+    for tokens in sets.values():
         check_rows(tokens.rows, config=base.model.config, base_model=base.name, tokenizer=base.tokenizer)
     arms = resolve_arms(run, base=base, num_rows=len(data.train.rows))
     if not arms:
@@ -174,7 +174,7 @@ def load(run: PackRun, settings: Settings, *, cache: BaseCache, device: torch.de
             base=base,
             settings=settings,
             probe=probe_of(arms),
-            longest_row=max(length for tokens in sets for length in tokens.rows.lengths()),
+            longest_row=longest_row(sets),
             on_fallback=lambda reason: run.emit(Incident(kind="fell_back", message=f"{FELL_BACK}{reason}")),
         ),
     )

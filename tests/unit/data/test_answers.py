@@ -34,7 +34,8 @@ def row(answer, *, prompt=(9,), reference="", text="asked"):
 
 
 def scores_of(train, held_out, *, vocab_size=VOCAB, num_positions=None, **settings):
-    sets = {"train": SimpleNamespace(rows=train), "eval": SimpleNamespace(rows=held_out)}
+    counted = SimpleNamespace(rows=train)
+    sets = {"train": SimpleNamespace(counted=counted), "eval": SimpleNamespace(rows=held_out)}
     found = trivial_scores(sets, Settings(**settings), vocab_size=vocab_size, num_positions=num_positions)
     return {(score.predictor, score.metric): score for score in found}
 

@@ -58,7 +58,11 @@ def test_without_a_held_out_file_a_fraction_is_held_out(write):
     data = train_and_eval(settings(path, eval_fraction=0.2))
     assert len(data.train) + len(data.held_out) == 102
     assert 8 <= len(data.held_out) <= 32  # 20 plus or minus 3 standard deviations of 4
-    assert (data.num_duplicates, data.num_leaked, data.test, data.forgetting) == (2, {"eval": 0}, None, None)
+    trained = [row.content_hash for row in data.train]
+    assert (
+        data.num_duplicates == len(trained) - len(set(trained)) <= 2
+    )  # a held-out repetition is no training row
+    assert (data.num_leaked, data.test, data.forgetting) == ({"eval": 0}, None, None)
 
 
 def test_limits_on_the_number_of_rows(write):

@@ -1,4 +1,4 @@
-"""Rows are read only where training reaches them, and become what they become when all are read."""
+"""What is counted of the rows is the same for every pack; a long file is trained on as if all of it were read."""
 
 import gzip
 import json
@@ -6,9 +6,12 @@ import random
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, strategies
+from hypothesis import settings as hypothesis_settings
 
 from lorastudy.data import near_copies as near_copies_module
 from lorastudy.data import token_sets as module
+from lorastudy.data.answers import trivial_scores
 from lorastudy.data.batches import micro_batches, rows_in_order
 from lorastudy.data.load import train_and_eval
 from lorastudy.data.sources import RowSource, dataset_fingerprint, read_rows, watched
@@ -45,17 +48,67 @@ def trained(study, settings, *, letters, reach, data_seed, steps):
 @pytest.mark.parametrize("data_seed", range(4))
 def test_the_rows_that_are_reached_are_trained_as_if_all_were_read(many, letters, monkeypatch, data_seed):
     monkeypatch.setattr(module, "MIN_ROWS", 1)
+    monkeypatch.setattr(module, "COUNTED_ROWS", 30)
     settings = Settings(dataset_path=many, max_steps=6, max_seq_length=40, per_device_train_batch_size=4)
     study = train_and_eval(settings)
     reach = Reach.of(settings, max_steps=[2, 6], data_seeds=[data_seed])
     whole, expected = trained(study, settings, letters=letters, reach=None, data_seed=data_seed, steps=6)
     part, found = trained(study, settings, letters=letters, reach=reach, data_seed=data_seed, steps=6)
     assert found == expected
-    assert whole.summary.num_unread_rows is None
     assert len(whole.refused) > 50
     num_read = len(part.rows) + len(part.refused)
     assert 24 <= num_read < 120
-    assert part.summary.num_unread_rows == len(study.train) - num_read
+    assert part.summary == whole.summary
+    assert part.summary.num_unread_rows == len(study.train) - 30
+
+
+@pytest.mark.parametrize("counted_rows", [30, 10_000])
+@given(
+    max_steps=strategies.lists(strategies.one_of(strategies.none(), strategies.integers(1, 200)), min_size=1),
+    data_seeds=strategies.sets(strategies.integers(0, 5), min_size=1),
+)
+@hypothesis_settings(
+    deadline=None, max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_counts_and_guesses_do_not_depend_on_the_arms_or_steps_of_a_pack(
+    many, letters, monkeypatch, counted_rows, max_steps, data_seeds
+):
+    """A pack of any arms, a plan and a check tell the same about the rows."""
+    monkeypatch.setattr(module, "COUNTED_ROWS", counted_rows)
+    monkeypatch.setattr(module, "MIN_ROWS", 1)
+    settings = Settings(dataset_path=many, max_seq_length=40, per_device_train_batch_size=1)
+    study, tokenizer = train_and_eval(settings), letters()
+
+    def told(reach):
+        sets = token_sets(study, settings, tokenizer=tokenizer, reach=reach)
+        guesses = trivial_scores(sets, settings, vocab_size=128, num_positions=None)
+        train = sets["train"].counted
+        return {split: tokens.summary for split, tokens in sets.items()}, list(guesses), train.whole_lengths
+
+    reach = Reach.of(settings, max_steps=max_steps, data_seeds=sorted(data_seeds))
+    assert told(reach) == told(None)
+
+
+def test_rows_that_repeat_are_counted_among_the_training_rows(write, letters):
+    """Of 60 rows, 20 repeat one; held-out rows and their repetitions are not training rows."""
+    rows = [{"prompt": f"q{i % 40}", "completion": "a"} for i in range(60)]
+    settings = Settings(dataset_path=write("a.jsonl", rows), eval_fraction=0.3)
+    sets = token_sets(train_and_eval(settings), settings, tokenizer=letters(), reach=None)
+    trained = [row.prompt_text for row in sets["train"].rows]
+    assert 0 < len(trained) - len(set(trained)) < 20
+    assert sets["train"].summary.num_duplicate_rows == len(trained) - len(set(trained))
+
+
+def test_a_worker_reads_the_training_rows_once_for_all_its_packs(many, letters):
+    settings = Settings(dataset_path=many, max_seq_length=40)
+    study, tokenizer = train_and_eval(settings), letters()
+    first, again = (
+        token_sets(study, settings, tokenizer=tokenizer, reach=None)["train"].rows for _ in range(2)
+    )
+    assert first is again
+    shorter = settings.model_copy(update={"max_seq_length": 30})
+    other = token_sets(study, shorter, tokenizer=tokenizer, reach=None)["train"].rows
+    assert max(other.lengths()) <= 30 < max(first.lengths())
 
 
 @pytest.mark.parametrize("data_seed", range(4))
@@ -63,6 +116,7 @@ def test_pieces_of_texts_that_are_reached_are_trained_as_if_all_texts_were_read(
     write, letters, monkeypatch, data_seed
 ):
     monkeypatch.setattr(module, "MIN_ROWS", 1)
+    monkeypatch.setattr(module, "COUNTED_ROWS", 20)
     draw = random.Random(0)
     path = write("texts.jsonl", [{"text": f"{i:03}" * draw.randint(1, 40)} for i in range(300)])
     settings = Settings(dataset_path=path, max_steps=12, max_seq_length=20, per_device_train_batch_size=4)

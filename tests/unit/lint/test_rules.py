@@ -373,7 +373,7 @@ def test_training_rows_that_are_not_read_are_told_apart_from_those_that_are_cut(
     read = (rows("train", 190, 10, 40, num_unread_rows=600), rows("eval", 100, 0, 0))
     (finding,) = [f for f in lint(planned("experiments: [{name: a}]", a={"rows": read})) if f.code == "LS506"]
     assert finding.found == (
-        "at max_seq_length 512, of 800 training rows 200 were read: 40 are cut short and 10 left out, with no answer left"
+        "at max_seq_length 512, of 800 training rows a sample of 200 was read: 40 are cut short and 10 left out, with no answer left"
     )
 
 
