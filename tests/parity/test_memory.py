@@ -14,6 +14,7 @@ import torch
 import tiny
 from lorastudy.engine import meter
 from lorastudy.engine.batch import ArmBatches, assemble
+from lorastudy.engine.full_fine_tuning import FullFineTuning
 from lorastudy.engine.loading import BaseModel, load_base
 from lorastudy.engine.memory_trace import rows_of
 from lorastudy.engine.packed import PackedEngine
@@ -140,6 +141,10 @@ METHODS = [
     ("gpt2", "fp32", ArmMethod(init_lora_weights="pissa_niter_4")),
     ("llama", "fp32", ArmMethod(init_lora_weights="olora")),
     ("llama", "fp32", ArmMethod(rank_pattern=(("q_proj", 32),))),
+    ("llama", "fp32", ArmMethod(is_full=True)),
+    ("gpt2", "fp32", ArmMethod(is_full=True)),
+    ("qwen2", "bf16", ArmMethod(is_full=True)),
+    ("phi", "fp16", ArmMethod(is_full=True)),
 ]
 
 
@@ -151,9 +156,10 @@ def test_what_a_method_needs_in_the_reference_engine_is_predicted(
     base = load_base(Settings.model_validate({"base_model": str(folder), "quantization": quantization}), device=torch.device("cpu"))  # fmt: skip
     gc.collect()
     before = meter.live_bytes() - bytes_of(base)
-    names = tiny.targets(base, "qv")
+    names = () if method.is_full else tiny.targets(base, "qv")
     arm = replace(tiny.make_arm(names, r=8), method=method)
-    with tiny.opened(ReferenceEngine(base, [arm])) as engine:
+    kind = FullFineTuning if method.is_full else ReferenceEngine
+    with tiny.opened(kind(base, [arm])) as engine:
         tensors = assemble(rows_of(ROWS, num_ids=tiny.VOCAB), device=tiny.CPU)
         peak = meter.live_bytes() - before
         peak += meter.peak_growth(

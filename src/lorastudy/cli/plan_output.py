@@ -1,5 +1,7 @@
 """Plans on a terminal: what a dry run prints, and what `lorastudy estimate` prints of its packs."""
 
+from collections.abc import Mapping
+
 from rich.table import Table
 from rich.text import Text
 
@@ -9,6 +11,7 @@ from lorastudy.planning.estimate import MemoryBudget, PackEstimate
 from lorastudy.planning.pack_report import PackReport
 from lorastudy.planning.plan_summary import (
     TERMS,
+    TERMS_OF_FULL,
     disk_bytes,
     experiment_line,
     finding_lines,
@@ -54,7 +57,8 @@ def show_pack_report(console: PlainConsole, report: PackReport, *, of_suite: boo
         f"{estimate.rows.batch.num_tokens} tokens an arm and forward pass, on a {estimator.machine.device}; "
         f"{estimate.engine}\n"
     )
-    _show_terms(console, estimate)
+    is_full = estimator.settings.arm_method.is_full
+    _show_terms(console, estimate, words=TERMS_OF_FULL if is_full else TERMS)
     if estimate.calibration is None:
         console.print(
             "\ntime: not known: the store has no such run of this machine; --calibrate times a few steps"
@@ -107,7 +111,7 @@ def _show_fit(console: PlainConsole, report: PackReport, *, budget: MemoryBudget
     console.print("The effective batch is the same with each of these.")
 
 
-def _show_terms(console: PlainConsole, estimate: PackEstimate) -> None:
+def _show_terms(console: PlainConsole, estimate: PackEstimate, *, words: Mapping[str, str]) -> None:
     """Print a table of the memory terms and their sum."""
     table = Table(box=None, show_header=True, header_style="bold", pad_edge=False)
     table.add_column("held by")
@@ -116,7 +120,7 @@ def _show_terms(console: PlainConsole, estimate: PackEstimate) -> None:
     terms = estimate.prediction.terms
     for name, num_bytes in terms.named():
         if num_bytes:
-            table.add_row(TERMS[name], size(num_bytes), percent(num_bytes / terms.total))
+            table.add_row(words[name], size(num_bytes), percent(num_bytes / terms.total))
     table.add_row(
         Text("predicted peak", style="bold"),
         Text(size(terms.total), style="bold"),

@@ -153,15 +153,16 @@ def _show_list(console: "PlainConsole", title: str, *, lines: Sequence[str]) -> 
 def _show_needs(
     console: "PlainConsole", candidate: "Candidate", *, budget: "MemoryBudget", device: str
 ) -> None:
-    from lorastudy.planning.plan_summary import TERMS
+    from lorastudy.planning.plan_summary import TERMS, TERMS_OF_FULL
     from lorastudy.report.numbers import count, duration, size
 
     console.print(
         f"\nneeds: {size(candidate.peak_bytes)} of {budget.words} at the peak, predicted for rows of the full length"
     )
+    words = TERMS_OF_FULL if candidate.settings.arm_method.is_full else TERMS
     for name, num_bytes in candidate.terms_bytes.items():
         if num_bytes:
-            console.print(f"  {TERMS[name]}: {size(num_bytes)}")
+            console.print(f"  {words[name]}: {size(num_bytes)}")
     console.print(f"  ({budget.left_free()}; counted on a {device})")
     console.print(f"  trainable parameters: {count(candidate.num_trainable_parameters)}")
     if candidate.train_seconds is None:

@@ -30,6 +30,7 @@ class ChosenEngine:
     """The engine of a pack: an `EngineFactory` with a name. Every call makes a new engine."""
 
     kind: "type[PackedEngine | ReferenceEngine]"
+    """The reference engine has a kind of its own for full fine-tuning."""
     base: BaseModel
     gradient_checkpointing: bool
     checked: CheckedForward | None = None
@@ -91,7 +92,11 @@ def chosen_engine(
 ) -> ChosenEngine:
     """The engine of that name. Without `checked`, the packed engine checks itself every time that it is made."""
     kind: Any = PackedEngine
-    if name == "reference":
+    if settings.arm_method.is_full:
+        from lorastudy.engine.full_fine_tuning import FullFineTuning
+
+        kind = FullFineTuning
+    elif name == "reference":
         from lorastudy.engine.reference import ReferenceEngine  # imports PEFT, which takes a second
 
         kind = ReferenceEngine

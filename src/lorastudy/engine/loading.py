@@ -5,7 +5,7 @@ itself never accesses the hub. Only the needed files are downloaded.
 """
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,7 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import RepositoryNotFoundError, StrictDataclassError
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -163,6 +163,11 @@ def load_base(settings: Settings, *, device: torch.device) -> BaseModel:
         ),
         linear_layers=linear_modules(model),
     )
+
+
+def kept_weights(weights: Sequence[Tensor]) -> list[Tensor]:
+    """Copies of weights in the machine's memory, to give the base its own again after an arm has changed them."""
+    return [weight.detach().to("cpu", copy=True) for weight in weights]
 
 
 def num_positions(config: Any) -> int | None:

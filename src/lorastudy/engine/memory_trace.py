@@ -34,7 +34,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lorastudy.data.tokenise import IGNORED, TokenRow
-from lorastudy.engine import adapter_buffers, attention, loss, matmul, packed, patches
+from lorastudy.engine import adapter_buffers, attention, loading, loss, matmul, packed, patches
 from lorastudy.engine.arms import TrainingArm
 from lorastudy.engine.attention import serves_on, takes_all_rows_on
 from lorastudy.engine.batch import ArmBatches, Batch, assemble
@@ -167,14 +167,15 @@ def counted_arms(arms: Sequence[CountedArm], *, layers: Sequence[TargetLayer]) -
     """The arms with the names of the modules that they adapt.
 
     The packed engine does not adapt parameters of experts. An arm that adapts nothing else is counted with all other
-    layers in their place.
+    layers in their place. Full fine-tuning adapts none.
     """
     modules = {layer.name for layer in layers if not layer.is_parameter}
     others = tuple(layer.name for layer in layers if layer.name in modules and layer.left_out is None)
     counted = []
     for number, arm in enumerate(arms):
-        names = tuple(name for name in adapted_modules(layers, [arm.targets]) if name in modules)
-        alike = counted_arm(number, names or others, r=arm.r, dropout=arm.has_dropout)
+        targets = [] if arm.method.is_full else [arm.targets]
+        names = tuple(name for name in adapted_modules(layers, targets) if name in modules)
+        alike = counted_arm(number, names or (others if targets else ()), r=arm.r, dropout=arm.has_dropout)
         counted.append(replace(alike, method=arm.method))
     return counted
 
@@ -379,7 +380,7 @@ def _count_reference(
     One arm trains at a time. The loss begins where the labels' logits are there, and counts as part of the backward
     pass.
     """
-    from lorastudy.engine import reference
+    from lorastudy.engine import full_fine_tuning, reference
     from lorastudy.engine.peft_model import DORA_LAYERS
 
     (arm,) = arms
@@ -387,12 +388,13 @@ def _count_reference(
     with ExitStack() as stack:
         ledger = Ledger(known=known)
         stack.enter_context(ledger)
+        # Its test for gradients that are not finite reads a number.
+        stack.enter_context(_replaced(torch.amp.GradScaler, "_maybe_opt_step", by=_always_step))
         stack.enter_context(_replaced(DORA_LAYERS, "dequantize_module_weight", by=_undrawn_weight))
         # PEFT moves adapters to the base's device and precision, then back to fp32. Under META they start there.
         with META, _replaced(nn.Module, "to", by=lambda module, *_, **__: module):
-            engine = reference.ReferenceEngine(
-                base, [replace(arm, num_steps=2)], gradient_checkpointing=gradient_checkpointing
-            )
+            kind = full_fine_tuning.FullFineTuning if arm.method.is_full else reference.ReferenceEngine
+            engine = kind(base, [replace(arm, num_steps=2)], gradient_checkpointing=gradient_checkpointing)
         stack.callback(engine.close)
         peaks = _Peaks()
         stack.enter_context(_replaced(reference, "label_logits", by=_noted_logits(peaks, ledger=ledger)))
@@ -434,6 +436,8 @@ def _as_on(device_kind: DeviceKind) -> Iterator[None]:
             _replaced(packed, "find_fused_ops", by=partial(_find_fused_ops, kind=device_kind))
         )
         stack.enter_context(_replaced(SlotDropout, "mask_like", by=_undrawn_mask))
+        # A GPU's weights are kept in the machine's memory, which is not counted.
+        stack.enter_context(_replaced(loading, "kept_weights", by=_copies if device_kind == "cpu" else list))
         for owner, name in ((adapter_buffers, "pads_ranks"), (matmul, "keeps_fp32_sums")):
             stack.enter_context(_replaced(owner, name, by=lambda _: device_kind == "cuda"))
         for module in (matmul, patches):
@@ -552,6 +556,14 @@ def _undrawn_weight(layer: nn.Module) -> Tensor:
 
 def _undrawn_mask(_: SlotDropout, x_GND: Tensor, **__: object) -> Tensor:
     return torch.empty(x_GND.shape, dtype=x_GND.dtype, device=x_GND.device)
+
+
+def _always_step(_: object, optimizer: torch.optim.Optimizer, *__: object) -> None:
+    optimizer.step()
+
+
+def _copies(weights: Sequence[Tensor]) -> list[Tensor]:
+    return [weight.detach().clone() for weight in weights]
 
 
 def _undrawn_lora_A(arm: TrainingArm, *, in_features: int, **_: object) -> Tensor:

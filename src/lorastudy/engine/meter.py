@@ -22,14 +22,14 @@ from typing import Any, Literal, Self
 import torch
 from torch.autograd.profiler import profile
 
-from lorastudy.engine.arms import EngineFactory, TrainingArm
+from lorastudy.engine.arms import Engine, EngineFactory, TrainingArm
 from lorastudy.engine.batch import Batch
 from lorastudy.engine.loading import BaseModel
 from lorastudy.engine.quantised import features
 from lorastudy.engine.self_check import probe_batch
 from lorastudy.errors import ModelError
 from lorastudy.protocol.records import STEP_TIME_FLOOR, ArmProfile
-from lorastudy.suite.targets import adapter_size, count_by_role, names_digest
+from lorastudy.suite.targets import arm_size, count_by_role, names_digest
 
 #: Rounds of timing (`time_shapes`). One round is two steps of each shape. With fewer rounds medians agree by chance.
 MIN_ROUNDS = 3
@@ -170,14 +170,16 @@ def profile_arms(
     for arm in arms:
         shape = _shape(arm)
         layers = [base.targets_by_name[name] for name in arm.module_names]
-        num_trainable = adapter_size(layers, r=arm.r, method=arm.method).num_trainable
+        num_trainable = arm_size(
+            layers, r=arm.r, method=arm.method, num_base_parameters=num_base
+        ).num_trainable
         timed = times.get(shape)
         is_known = timed is not None and timed.has_enough_rounds and noise[shape] <= STEP_TIME_FLOOR
         seconds = statistics.median(timed.all) if timed is not None and is_known else None
         yield ArmProfile(
             experiment_id=arm.experiment_id,
             num_trainable_parameters=num_trainable,
-            num_total_parameters=num_base + num_trainable,
+            num_total_parameters=num_base + (0 if arm.method.is_full else num_trainable),
             adapter_bytes=memory[shape].adapter_bytes,
             memory_kind="cuda_allocated" if base.device.type == "cuda" else "cpu_tensors",
             peak_memory_bytes=memory[shape].peak_bytes,
@@ -290,11 +292,20 @@ def _largest_step(
             peak = meter.peak_bytes
         else:
             peak = live_bytes() + peak_growth(train)
-        with tempfile.TemporaryDirectory() as folder:
-            adapter_bytes = engine.save_adapter(engine.arms[0], Path(folder))
-        return _LargestStep(peak_bytes=peak, adapter_bytes=adapter_bytes, seconds=_second_step(ends))
+        return _LargestStep(
+            peak_bytes=peak, adapter_bytes=_saved_bytes(engine, base=base), seconds=_second_step(ends)
+        )
     finally:
         engine.close()
+
+
+def _saved_bytes(engine: Engine, *, base: BaseModel) -> int:
+    """Bytes of the file of the only arm's weights. A whole model is not written for this; its weights are counted."""
+    (arm,) = engine.arms
+    if arm.method.is_full:
+        return sum(weight.nbytes for weight in base.model.parameters())
+    with tempfile.TemporaryDirectory() as folder:
+        return engine.save_adapter(arm, Path(folder))
 
 
 def _step_seconds(

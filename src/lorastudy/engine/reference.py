@@ -191,6 +191,8 @@ class ReferenceEngine:
     """
 
     name = "reference"
+    frees_gradients = True
+    """Whether gradients are freed before the next forward pass. Else they stay and are set to zero."""
 
     def __init__(
         self, base: BaseModel, arms: Sequence[TrainingArm], *, gradient_checkpointing: bool = False
@@ -380,7 +382,7 @@ class ReferenceEngine:
         arm, optimizer, scaler = trainer.arm, trainer.optimizer, trainer.scaler
         for step in steps:
             batches = self._rows_of(arm, step)
-            optimizer.zero_grad()
+            optimizer.zero_grad(set_to_none=self.frees_gradients)
             loss = self._accumulate(batches, scaler=scaler)
             scaler.unscale_(optimizer)
             norm = _clip(trainer.parameters, max_norm=arm.max_grad_norm)

@@ -1,16 +1,20 @@
-"""`lorastudy evaluate`: scores trained adapters, which PEFT loads one after another onto one base. Runs in a worker."""
+"""`lorastudy evaluate`: scores trained adapters, which PEFT loads one after another onto one base. Runs in a worker.
+
+A folder of full fine-tuning holds a whole model: its weights take the place of the base's.
+"""
 
 import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lorastudy.data.conversations import Instruction
 from lorastudy.data.load import load_examples
 from lorastudy.data.prompts import alpaca_prompt
 from lorastudy.data.tokenise import TokenSet, tokenise
+from lorastudy.engine.arms import Scorer
 from lorastudy.engine.chat_template import prompt_style
 from lorastudy.engine.loading import BaseModel, default_device, load_base
 from lorastudy.engine.meter import MemoryMeter, synchronise
@@ -20,11 +24,8 @@ from lorastudy.errors import StudyError
 from lorastudy.evaluation.evaluator import CompletionLoss, ExactMatch
 from lorastudy.protocol.jobs import EvaluateJob
 from lorastudy.protocol.records import Generation, Score
+from lorastudy.suite.base_model import is_model_folder
 from lorastudy.suite.settings import Settings
-
-if TYPE_CHECKING:
-    from lorastudy.engine.peft_model import LoadedAdapter
-
 
 PROMPTS = (
     "Explain in two sentences why the sky is blue.",
@@ -78,9 +79,9 @@ def _evaluated(
     checkpoint: str, job: EvaluateJob, *, base: BaseModel, tokens: TokenSet | None
 ) -> dict[str, Any]:
     """All results of the job for one adapter. The base has no adapter before and after."""
-    from lorastudy.engine.peft_model import (
-        LoadedAdapter,  # imports PEFT, which plans and training do not need
-    )
+    # These import PEFT, which plans and training do not need.
+    from lorastudy.engine.full_fine_tuning import LoadedModel
+    from lorastudy.engine.peft_model import LoadedAdapter
 
     result: dict[str, Any] = {
         "scores": [],
@@ -88,7 +89,8 @@ def _evaluated(
         "inference": None,
         "trust_remote_code": job.trust_remote_code,
     }
-    scorer = LoadedAdapter(base, Path(checkpoint))
+    folder = Path(checkpoint)
+    scorer = (LoadedModel if is_model_folder(folder) else LoadedAdapter)(base, folder)
     try:
         if tokens is not None:
             result |= _scored(scorer, job, base=base, tokens=tokens)
@@ -110,9 +112,7 @@ def _tokens(job: EvaluateJob, *, base: BaseModel) -> TokenSet:
     return tokenise(examples, tokenizer=base.tokenizer, max_seq_length=job.max_seq_length, split="eval")
 
 
-def _scored(
-    scorer: "LoadedAdapter", job: EvaluateJob, *, base: BaseModel, tokens: TokenSet
-) -> dict[str, Any]:
+def _scored(scorer: Scorer, job: EvaluateJob, *, base: BaseModel, tokens: TokenSet) -> dict[str, Any]:
     records: list[Score | Generation] = list(
         CompletionLoss().evaluate(scorer, tokens.rows, base=base, split="eval")
     )  # fmt: skip

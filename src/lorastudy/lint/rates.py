@@ -8,7 +8,7 @@ from lorastudy.stats.rate_choice import best_if_on_edge, configurations, is_stil
 from lorastudy.stats.study import StudyArm
 from lorastudy.suite.experiment import canonical_json
 
-#: Imported results may name their method; every arm of your own runs is LoRA.
+#: An adapter's own runs have no `method`; imported results name theirs.
 METHOD_KEY, FULL_FINE_TUNING = "method", "full"
 
 #: Findings with these codes name arms that had no learning rate of their own.
@@ -86,13 +86,13 @@ def _still_sought(case: Case) -> Iterator[Breach]:
 def _same_rate_as_full(case: Case) -> Iterator[Breach]:
     reference = case.reference
     single = [grid[0] for grid in configurations(case.study) if len(grid) == 1 and _rates(grid)]
-    full = [arm for arm in single if _is_full(arm)]
+    full = [arm for arm in single if arm.is_full]
     for rate in sorted(_rates(full)):
         alike = [arm for arm in single if _rates([arm]) == {rate}]
-        if reference is None or all(map(_is_full, alike)):
+        if reference is None or all(arm.is_full for arm in alike):
             continue
         # concerned are the arms of the other kind than the reference
-        apart = [arm for arm in alike if _is_full(arm) != _is_full(reference)]
+        apart = [arm for arm in alike if arm.is_full != reference.is_full]
         yield Breach(
             arms=names(apart),
             found=f"full fine-tuning and adapters both ran at {rate:g} and at no other rate",
@@ -116,7 +116,7 @@ def _far_from_rule(case: Case) -> Iterator[Breach]:
 def _departure(case: Case, arm: StudyArm) -> str | None:
     """How far the arm's rate is from the rule, if that is far."""
     published, rates = case.facts_of(arm).published_rates, _rates([arm])
-    if published is None or not rates or _is_full(arm):
+    if published is None or not rates:
         return None
     (rate,), (low, high) = rates, published
     times = max(rate / high, low / rate)
@@ -125,10 +125,6 @@ def _departure(case: Case, arm: StudyArm) -> str | None:
     text = f"{high if rate > high else low:.2g}"
     side = "above" if rate > high else "below"
     return f"learning rate {rate:g}, {times:,.0f} times {side} the published rule for this model ({text})"
-
-
-def _is_full(arm: StudyArm) -> bool:
-    return arm.settings.get(METHOD_KEY) == FULL_FINE_TUNING
 
 
 def _alpha_policy(case: Case) -> Iterator[Breach]:

@@ -24,7 +24,7 @@ from lorastudy.planning.memory import (
     num_trainable,
     part_of,
     predict,
-    size_of,
+    saved_bytes,
 )
 from lorastudy.planning.packing import ForeseenEngine, groups
 from lorastudy.planning.rows import Rows, longest_rows, rows_of_answer
@@ -96,8 +96,8 @@ class PackEstimate:
     """By experiment: the prediction of training it alone, as the profile measures it."""
     rows: Rows
     num_trainable: Mapping[str, int]
-    num_saved: Mapping[str, int]
-    """Parameters in the adapter's file. LoRA-FA saves frozen ones too, PiSSA and OLoRA twice the rank."""
+    saved_bytes: Mapping[str, int]
+    """Bytes of the weights in the adapter's file, or in the model's for full fine-tuning."""
     num_modules: Mapping[str, int]
     step_seconds: float | None
     calibration: Calibration | None
@@ -259,7 +259,10 @@ class Estimator:
             alone=alone,
             rows=self.rows,
             num_trainable={key: num_trainable(self.shape, size) for key, size in sizes.items()},
-            num_saved={key: size_of(self.shape, size).num_saved for key, size in sizes.items()},
+            saved_bytes={
+                key: saved_bytes(self.shape, size, precision=precision_of(self.settings))
+                for key, size in sizes.items()
+            },
             num_modules={key: len(size.module_names) for key, size in sizes.items()},
             step_seconds=None if calibration is None else calibration.step_seconds(tokens),
             calibration=calibration,

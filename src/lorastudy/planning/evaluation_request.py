@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from lorastudy.errors import StudyError
 from lorastudy.protocol.jobs import AdapterOrigin, EvaluateJob
-from lorastudy.suite.base_model import base_model_fingerprint, check_base_model
+from lorastudy.suite.base_model import base_model_fingerprint, check_base_model, is_model_folder
 from lorastudy.suite.settings import Quantization
 
 
@@ -68,6 +68,8 @@ class EvaluationRequest:
         check_base_model(base_model)
         now = base_model_fingerprint(base_model)
         for checkpoint, origin in self._origins.items():
+            if str(checkpoint) == base_model:  # a model of full fine-tuning, scored as it is
+                continue
             then = origin.base_model_fingerprint if origin else now
             if then != now and then.startswith("sha256:") and now.startswith("sha256:"):
                 raise StudyError(
@@ -105,6 +107,8 @@ def shared(values: Mapping[Path, Any], value_of: Callable[[Any], Any], *, option
 
 def _named_base(checkpoint: Path) -> str:
     config = checkpoint / "adapter_config.json"
+    if is_model_folder(checkpoint):
+        return str(checkpoint)
     if not config.is_file():
         raise StudyError(
             f"--checkpoint: {checkpoint}: has no adapter_config.json; expected a folder such as output/<name>/final_model"

@@ -16,7 +16,7 @@ from lorastudy.protocol.jobs import Footprint, Phase, Precision, attends_in_one_
 from lorastudy.protocol.records import MemoryTerms
 from lorastudy.suite.base_model import LAB_MODEL, cached_folder
 from lorastudy.suite.methods import PLAIN, ArmMethod
-from lorastudy.suite.targets import AdapterSize, TargetLayer, adapter_size
+from lorastudy.suite.targets import AdapterSize, TargetLayer, arm_size
 from lorastudy.version import LAB_BASE
 
 CONFIG_NAME = "config.json"
@@ -158,10 +158,8 @@ def predict(
     device: Device,
 ) -> Prediction:
     """Peak bytes of training these arms together. `footprint` is the counted memory of their step."""
-    sizes = [size_of(shape, arm) for arm in arms]
-    trainable, held = (
-        sum(each) for each in zip(*((s.num_trainable, s.num_parameters) for s in sizes), strict=True)
-    )
+    trainable = sum(num_trainable(shape, arm) for arm in arms)
+    held = sum(num_held(shape, arm, precision=precision) for arm in arms)
     quantised = precision.quantization in {"4bit", "8bit"}
     num_constants = 5 * sum(layer.is_quantisable for layer in shape.linear_layers) * quantised
     terms = MemoryTerms(
@@ -254,7 +252,12 @@ def quantisation_bytes(shape: ModelShape, precision: Precision) -> int:
 def size_of(shape: ModelShape, arm: ArmSize) -> AdapterSize:
     """The numbers of an arm's parameters."""
     layers = shape.layers_by_name()
-    return adapter_size([layers[name] for name in arm.module_names], r=arm.r, method=arm.method)
+    return arm_size(
+        [layers[name] for name in arm.module_names],
+        r=arm.r,
+        method=arm.method,
+        num_base_parameters=shape.num_parameters,
+    )
 
 
 def num_trainable(shape: ModelShape, arm: ArmSize) -> int:
@@ -262,9 +265,31 @@ def num_trainable(shape: ModelShape, arm: ArmSize) -> int:
     return size_of(shape, arm).num_trainable
 
 
+def num_held(shape: ModelShape, arm: ArmSize, *, precision: Precision) -> int:
+    """Parameters that the arm holds in fp32 beside the base: those of its adapter.
+
+    Full fine-tuning holds a copy of all weights for the optimizer if the base is in half precision. In fp32 it has none.
+    """
+    if arm.method.is_full and precision.quantization == "fp32":
+        return 0
+    return size_of(shape, arm).num_parameters
+
+
 def adapter_bytes(num_parameters: int) -> int:
-    """4 bytes for each parameter: adapters are fp32. LoRA-FA's lora_A counts too, though it is frozen."""
+    """4 bytes for each parameter: adapters are fp32. LoRA-FA's lora_A counts too, though it is frozen.
+
+    For full fine-tuning in half precision these are the optimizer's fp32 weights.
+    """
     return FP32_BYTES * num_parameters
+
+
+def saved_bytes(shape: ModelShape, arm: ArmSize, *, precision: Precision) -> int:
+    """4 bytes for each parameter of an adapter. LoRA-FA saves frozen ones too, PiSSA and OLoRA twice the rank.
+
+    Full fine-tuning saves the model in its precision.
+    """
+    size = PLAIN_BYTES[precision.quantization] if arm.method.is_full else FP32_BYTES
+    return size * size_of(shape, arm).num_saved
 
 
 def gradient_bytes(num_trainable_parameters: int) -> int:
@@ -275,8 +300,9 @@ def gradient_bytes(num_trainable_parameters: int) -> int:
 def optimizer_bytes(num_trainable_parameters: int, *, footprint: Footprint, num_frozen: int = 0) -> int:
     """Bytes that the engine keeps per trainable parameter, minus adapter and gradient: AdamW's two moments, 8 p.
 
-    With PiSSA and OLoRA it also keeps the layers' own weights, to restore them. `num_frozen` are adapter weights that do
-    not train.
+    With PiSSA and OLoRA it also keeps the layers' own weights, to restore them, and with full fine-tuning those of the whole
+    base: on a CPU only, since a GPU's are kept in the machine's memory. `num_frozen` are adapter weights that do not train,
+    less the trained weights that are the base's own.
     """
     kept = footprint.resident_bytes_per_parameter * num_trainable_parameters
     adapter = adapter_bytes(num_trainable_parameters + num_frozen)

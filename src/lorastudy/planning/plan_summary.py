@@ -39,6 +39,12 @@ TERMS = {
     "allocator_slack": "allocator slack",
 }
 
+#: Of full fine-tuning. The copy of the base is there on a CPU only.
+TERMS_OF_FULL = TERMS | {
+    "adapters": "optimizer's fp32 weights",
+    "optimizer": "optimizer (AdamW) and copy of the base",
+}
+
 
 def size_line(plan: "StudyPlan") -> str:
     """The number of experiments in the plan, and how many are done. With `learning_rate: auto` the total is a range."""
@@ -245,9 +251,10 @@ def pack_line(estimate: PackEstimate, *, validation: ValidationCost | None = Non
 
 
 def disk_bytes(estimate: PackEstimate) -> int:
-    """Bytes on disk of a pack's adapters, checkpoints and records."""
+    """Bytes on disk of a pack's adapters or models, its checkpoints and records."""
     adapters = sum(
-        adapters_bytes(p, num_modules=estimate.num_modules[key]) for key, p in estimate.num_saved.items()
+        adapters_bytes(num_bytes, num_modules=estimate.num_modules[key])
+        for key, num_bytes in estimate.saved_bytes.items()
     )
     checkpoints = sum(checkpoint_bytes(p) for p in estimate.num_trainable.values())
     steps = estimate.rows.num_steps or 0
@@ -258,10 +265,9 @@ def experiment_line(experiment: Experiment) -> str:
     """The settings of an experiment that a reader looks for first, on one line."""
     settings = experiment.settings
     method = settings.arm_method
-    return (
-        f"{'' if method == PLAIN else method.title + ' '}r={settings.lora_rank} alpha={settings.lora_alpha_value:g} {_targets(settings)} lr={settings.learning_rate:g} "
-        f"{settings.quantization} seed={experiment.seed} {_length(settings)}"
-    )
+    adapter = f"r={settings.lora_rank} alpha={settings.lora_alpha_value:g} {_targets(settings)}"
+    what = " ".join([*([] if method == PLAIN else [method.title]), *([] if method.is_full else [adapter])])
+    return f"{what} lr={settings.learning_rate:g} {settings.quantization} seed={experiment.seed} {_length(settings)}"
 
 
 def _targets(settings: Settings) -> str:
@@ -312,15 +318,20 @@ def _arm_rows(plan: "StudyPlan") -> Iterator[tuple[str, ...]]:
         yield (
             plan.labels[arm],
             settings.arm_method.title,
-            str(settings.lora_rank),
-            f"{settings.lora_alpha_value:g}",
-            _targets(settings),
+            *_adapter_cells(settings),
             f"{settings.learning_rate:g}",
             settings.quantization,
             _length(settings),
             ", ".join(str(experiment.seed) for experiment in experiments),
             str(sum(experiment.id in missing for experiment in experiments)),
         )
+
+
+def _adapter_cells(settings: Settings) -> tuple[str, str, str]:
+    """Rank, alpha and modules; full fine-tuning has none."""
+    if settings.arm_method.is_full:
+        return ("", "", "all weights")
+    return str(settings.lora_rank), f"{settings.lora_alpha_value:g}", _targets(settings)
 
 
 def _pack_rows(plan: "StudyPlan") -> Iterator[tuple[str, ...]]:
@@ -349,21 +360,21 @@ FP32_BYTES = 4
 #: safetensors' header has a line of about this length for each tensor (name, type, shape, offsets).
 HEADER_BYTES_PER_TENSOR = 150
 
-#: A checkpoint holds adapters and both moments of AdamW; two are kept.
+#: A checkpoint holds the trained weights in fp32 and both moments of AdamW; two are kept.
 TENSORS_IN_A_CHECKPOINT, CHECKPOINTS_KEPT = 3, 2
 
 #: Adapters stay in the run folder, and a copy of each goes to the output folder.
 COPIES_OF_AN_ADAPTER = 2
 
 
-def adapter_file_bytes(num_trainable_parameters: int, *, num_modules: int) -> int:
-    """4 p bytes, plus the header lines of two tensors for each module."""
-    return FP32_BYTES * num_trainable_parameters + 2 * num_modules * HEADER_BYTES_PER_TENSOR
+def adapter_file_bytes(weight_bytes: int, *, num_modules: int) -> int:
+    """The bytes of the weights, plus the header lines of two tensors for each adapted module."""
+    return weight_bytes + 2 * num_modules * HEADER_BYTES_PER_TENSOR
 
 
-def adapters_bytes(num_trainable_parameters: int, *, num_modules: int) -> int:
-    """Bytes of an experiment's adapter and its copy."""
-    return COPIES_OF_AN_ADAPTER * adapter_file_bytes(num_trainable_parameters, num_modules=num_modules)
+def adapters_bytes(weight_bytes: int, *, num_modules: int) -> int:
+    """Bytes of an experiment's adapter, or of its model after full fine-tuning, and of the copy."""
+    return COPIES_OF_AN_ADAPTER * adapter_file_bytes(weight_bytes, num_modules=num_modules)
 
 
 def checkpoint_bytes(num_trainable_parameters: int) -> int:

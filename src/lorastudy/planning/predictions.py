@@ -82,14 +82,16 @@ def work_of(experiment: Experiment, estimator: Estimator) -> ArmWork | None:
 
     For a token, a forward pass multiplies once with each of the P frozen weights that are no embedding, and with each of
     the L weights of the adapter. The backward pass does so once more with P, for the gradient of the inputs, and twice
-    with L. So training takes 2 P + 3 L a token, and scoring P + L. Attention and generated answers are left out.
+    with L. So training takes 2 P + 3 L a token, and scoring P + L. In full fine-tuning all weights train, and none is frozen.
+    Attention and generated answers are left out.
     """
     estimate, shape = estimator.estimate([experiment]), estimator.shape
     rows, accumulation = estimate.rows, estimator.settings.gradient_accumulation_steps
     adapter = estimate.num_trainable[experiment.id]
     if rows.num_steps is None:
         return None
-    frozen = shape.num_parameters - (shape.vocab_size or 0) * (shape.hidden_size or 0)
+    is_full = experiment.settings.arm_method.is_full
+    frozen = 0 if is_full else shape.num_parameters - (shape.vocab_size or 0) * (shape.hidden_size or 0)
     num_scored = sum(read.summary.num_tokens for read in estimator.rows_read if read.summary.split != "train")
     a_token = 2 * frozen + 3 * adapter
     return ArmWork(
@@ -401,13 +403,17 @@ def _changes(experiments: Sequence[Experiment]) -> Iterator[tuple[str, list[Expe
         name = f"per_device_train_batch_size: 1 with gradient_accumulation_steps: {accumulation * rows}"
         yield name, _with(experiments, one_row)
         mild |= one_row
-    if settings.quantization != "4bit":
+    is_full = settings.arm_method.is_full
+    if settings.quantization != "4bit" and not is_full:
         yield "quantization: 4bit", _with(experiments, {"quantization": "4bit"})
     if settings.max_seq_length >= 2 * SHORTEST_ROWS:
         half = settings.max_seq_length // 2
         yield f"max_seq_length: {half}", _with(experiments, {"max_seq_length": half})
     if len(mild) > 1:
         yield "checkpointing and micro-batches of 1 row", _with(experiments, mild)
+    if is_full:
+        yield "an adapter of rank 16 on qkvo, in place of method: full", _with(experiments, {"method": None})
+        return
     everything = mild | {"quantization": "4bit"}
     yield "all of these, one arm per pack, 4bit", _with(experiments[:1], everything)
 

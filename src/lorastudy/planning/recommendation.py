@@ -36,17 +36,12 @@ from lorastudy.recommend.decision import ArmDecision
 from lorastudy.recommend.recommendation import Candidate, Evidence, Recommendation, recommend
 from lorastudy.report.findings.recommendation import because
 from lorastudy.report.numbers import size
-from lorastudy.stats.study import (
-    Study,
-    StudyArm,
-    differing_settings,
-    reporting_split,
-    split_studies,
-)
+from lorastudy.stats.study import Study, StudyArm, differing_settings, reporting_split, split_studies
 from lorastudy.stats.summary import summarise_arm
 from lorastudy.store import ExperimentTracker
 from lorastudy.store.views import ExperimentResult
 from lorastudy.suite.experiment import Experiment, Sources
+from lorastudy.suite.methods import METHOD_KEYS, without_plain
 from lorastudy.suite.rate_search import as_shown
 from lorastudy.suite.settings import Settings
 
@@ -128,13 +123,13 @@ def decision_json(decision: ArmDecision, names: Mapping[str, str]) -> dict[str, 
 
 
 def shown_settings(candidate: Candidate) -> dict[str, Any]:
-    """The `SHOWN_SETTINGS` that the configuration has, as plain JSON values."""
-    values = candidate.settings.model_dump(mode="json")
+    """The `SHOWN_SETTINGS` that the configuration has and its keys of a method, as plain JSON values."""
+    values = without_plain(candidate.settings.model_dump(mode="json"))
     is_4bit = values["quantization"] == "4bit"
     return {
         key: values[key]
-        for key in SHOWN_SETTINGS
-        if values[key] is not None and (is_4bit or not key.startswith("bnb"))
+        for key in (*METHOD_KEYS, *SHOWN_SETTINGS)
+        if values.get(key) is not None and (is_4bit or not key.startswith("bnb"))
     }
 
 
@@ -513,6 +508,8 @@ def _settings_for_request(
     On other data than the study's, the lengths of rows and training are those of the request.
     """
     settings = arm.typed_settings
+    if settings.arm_method.is_full and (change or request.fixed.get("quantization") in {"4bit", "8bit"}):
+        return None  # all weights train, at no rank and not in codes
     updates: dict[str, object] = {"base_model": request.base.base_model, **request.fixed}
     if request.has_data:
         updates["dataset_path"] = request.base.dataset_path

@@ -32,7 +32,7 @@ from lorastudy.suite.labels import labels_of
 from lorastudy.suite.question import Question
 from lorastudy.suite.rate_search import published_rates
 from lorastudy.suite.settings import Settings
-from lorastudy.suite.targets import adapter_size, count_by_role, in_words, left_out, names_digest, targets_of
+from lorastudy.suite.targets import arm_size, count_by_role, in_words, left_out, names_digest, targets_of
 
 #: The settings that decide which rows are read.
 _DATA_KEYS = (
@@ -88,6 +88,10 @@ def check_rows(
     return RowsChecked(read=read, unknown=tuple(unknown.values()))
 
 
+#: What full fine-tuning trains, in place of the adapted layers of each role.
+ALL_WEIGHTS = "all weights"
+
+
 @dataclass(frozen=True, kw_only=True)
 class AdaptedArm:
     """The layers that one arm adapts."""
@@ -101,8 +105,8 @@ class AdaptedArm:
 
     @property
     def in_words(self) -> str:
-        """`q 2, k 2, v 2, o 2 (4,096 trainable parameters)`."""
-        return f"{in_words(self.by_role)} ({self.num_trainable_parameters:,} trainable parameters)"
+        """`q 2, k 2, v 2, o 2 (4,096 trainable parameters)`; `all weights (...)` for full fine-tuning."""
+        return f"{in_words(self.by_role) or ALL_WEIGHTS} ({self.num_trainable_parameters:,} trainable parameters)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,10 +141,11 @@ def adapted_arms(experiments: Sequence[Experiment], answers: Answers) -> Adapted
     for group in groups(experiments):
         base_model = group[0].settings.base_model
         try:
-            layers = Estimator(group, answers, with_data=False).shape.linear_layers
+            shape = Estimator(group, answers, with_data=False).shape
         except StudyError as error:
             unknown[base_model] = f"what the arms adapt in {base_model} is not known before it runs: {error}"
             continue
+        layers = shape.linear_layers
         by_name = {layer.name: layer for layer in layers}
         for experiment in group:
             if experiment.arm in arms:
@@ -151,8 +156,11 @@ def adapted_arms(experiments: Sequence[Experiment], answers: Answers) -> Adapted
             except ModelError as error:
                 misfits[experiment.arm] = f"{labels[experiment.arm]}: {error}"
                 continue
-            adapted = adapter_size(
-                [by_name[name] for name in names], r=settings.lora_rank, method=settings.arm_method
+            adapted = arm_size(
+                [by_name[name] for name in names],
+                r=settings.lora_rank,
+                method=settings.arm_method,
+                num_base_parameters=shape.num_parameters,
             )
             arms[experiment.arm] = AdaptedArm(
                 digest=names_digest(names),
@@ -300,7 +308,9 @@ def suite_case(
         )
         layers = None if adapted is None else adapted.arms.get(arm)
         if layers is not None:
-            known = replace(known, modules_digest=layers.digest, modules=in_words(layers.by_role))
+            known = replace(
+                known, modules_digest=layers.digest, modules=in_words(layers.by_role) or ALL_WEIGHTS
+            )
         facts[arm] = after_reading(known, settings, rows=read)
     return planned_case(experiments, suite_name=suite_name, facts=facts, question=question)
 
@@ -340,7 +350,8 @@ def _published_rates(settings: Settings, *, num_rows: int) -> tuple[float, float
     config = read_config(settings.base_model)
     if config is None:
         return None
-    rates = published_rates(config, num_steps=steps_of(settings, num_rows=num_rows))
+    num_steps = steps_of(settings, num_rows=num_rows)
+    rates = published_rates(config, num_steps=num_steps, is_full=settings.arm_method.is_full)
     return min(rates), max(rates)
 
 

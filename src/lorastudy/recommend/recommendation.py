@@ -323,6 +323,8 @@ def _called(arm: str, candidate: Candidate) -> str:
 
 def _configuration(candidate: Candidate) -> str:
     settings = candidate.settings
+    if settings.arm_method.is_full:
+        return f"{settings.arm_method.title}, {settings.quantization}"
     targets = settings.target_modules
     where = targets if isinstance(targets, str) else ", ".join(targets)
     return f"rank {settings.lora_rank} on {where}, {settings.quantization}"

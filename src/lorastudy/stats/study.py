@@ -26,7 +26,7 @@ from lorastudy.protocol.records import Environment
 from lorastudy.store.views import ExperimentResult, StatedQuestion, SuiteSummary
 from lorastudy.suite.experiment import canonical_json
 from lorastudy.suite.labels import PRECISIONS, arm_labels, in_order_of_values, with_seed, without_rate
-from lorastudy.suite.methods import WITHOUT_KEY, without_plain
+from lorastudy.suite.methods import FULL, WITHOUT_KEY, without_plain
 from lorastudy.suite.question import Question, configuration_name, is_reference
 from lorastudy.suite.settings import SELECTION_KEYS, Settings, keys_without_effect
 
@@ -84,6 +84,11 @@ class StudyArm:
     def given_name(self) -> str:
         """The name in the suite: that of its folders, and the one by which a suite names its reference."""
         return self.name if self.name_in_suite is None else self.name_in_suite
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the arm is full fine-tuning, which has no adapter."""
+        return bool(self.settings.get("method") == FULL)
 
     @property
     def learning_rate(self) -> float:

@@ -23,7 +23,8 @@ from lorastudy.store.tracker import ExperimentTracker
 from lorastudy.store.views import ExperimentResult
 
 _REBUILD = "`lorastudy db rebuild` makes the store again from the run folders and from what is intact"
-_WEIGHTS = "adapter_model.safetensors"
+_WEIGHTS = "*.safetensors"
+"""The file of an adapter's weights, or the files of a model's after full fine-tuning."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,11 +138,12 @@ def _adapter(folder: Path, *, name: str) -> Iterator[Observation]:
     if not folder.is_dir():
         yield _damage(f"{folder}: the adapter of {name} is gone", remedy)
         return
-    weights = folder / _WEIGHTS
-    if not weights.is_file():
-        yield _damage(f"{weights}: the weights of {name} are gone", remedy)
-    elif not _is_whole(weights):
-        yield _damage(f"{weights}: the weights of {name} are cut off or damaged", remedy)
+    files = sorted(folder.glob(_WEIGHTS))
+    if not files:
+        yield _damage(f"{folder}: the weights of {name} are gone", remedy)
+    for weights in files:
+        if not _is_whole(weights):
+            yield _damage(f"{weights}: the weights of {name} are cut off or damaged", remedy)
 
 
 def _is_whole(weights: Path) -> bool:

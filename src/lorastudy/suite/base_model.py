@@ -94,6 +94,11 @@ def base_model_problem(base_model: str) -> str | None:
     return None
 
 
+def is_model_folder(folder: Path) -> bool:
+    """Whether a folder of trained weights holds a whole model, as full fine-tuning saves it, and not an adapter."""
+    return (folder / CONFIG_NAME).is_file() and not (folder / "adapter_config.json").exists()
+
+
 def model_folder_problem(folder: Path) -> str | None:
     """Why transformers must not load the folder as a base model; None if it may. The text omits the folder's name.
 

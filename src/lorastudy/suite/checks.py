@@ -15,7 +15,7 @@ from lorastudy.suite.base_model import base_model_problem
 from lorastudy.suite.eval_points import steps_between
 from lorastudy.suite.experiment_types import EXPERIMENT_TYPES, class_in_file, missing_class_file
 from lorastudy.suite.levels import Given, Level, combinations, num_combinations
-from lorastudy.suite.methods import JUDGED_KEYS, LORAFA_CONSTANTS, method_problem
+from lorastudy.suite.methods import ADAPTER_KEYS, FULL, JUDGED_KEYS, LORAFA_CONSTANTS, method_problem
 from lorastudy.suite.metrics import ALWAYS_MEASURED, MetricDefinition, metric_named, read_metrics
 from lorastudy.suite.question import MIN_SEEDS, MIN_SEEDS_TO_RACE
 from lorastudy.suite.safe_text import printable
@@ -287,6 +287,8 @@ class _Needs:
     key: str
     holds: Callable[[Any], bool]
     cause: str
+    even_at_default: bool = False
+    """Whether the key is refused at its default value, too."""
 
 
 _ONLY_4BIT = _Needs(
@@ -301,9 +303,17 @@ _ONLY_ANSWERS = _Needs(
     cause="has no effect, as max_generation_samples is 0 and nothing is generated; remove it",
 )
 
+_ONLY_ADAPTERS = _Needs(
+    key="method",
+    holds=lambda value: value != FULL,
+    cause="is a key of adapters, and method: full trains all weights without one; remove it",
+    even_at_default=True,
+)
+
 NEEDED = {
     "bnb_4bit_quant_type": _ONLY_4BIT,
     "bnb_4bit_use_double_quant": _ONLY_4BIT,
+    **dict.fromkeys(ADAPTER_KEYS, _ONLY_ADAPTERS),
     "max_new_tokens": _ONLY_ANSWERS,
     "exact_match_pattern": _ONLY_ANSWERS,
     "early_stopping_threshold": _Needs(
@@ -383,15 +393,63 @@ def _check_combinations(
                 )
 
 
+def check_full(kind: Given | None, levels: Sequence[Level], *, problems: Problems) -> None:
+    """Note full fine-tuning beside arms on a quantised base, with equal seeds, and in a design that is about adapters."""
+    full = [level for level in levels if FULL in _given(level, "method")]
+    if not full or any(map(_is_quantised, full)):  # `method_problem` refuses such a full arm
+        return
+    for given, cause in (_of_full_seeds(full), _beside_full(levels), _design_beside_full(kind)):
+        if given is not None:
+            problems.add(given.place, path=given.path, cause=cause)
+
+
+def _of_full_seeds(full: Sequence[Level]) -> tuple[Given | None, str]:
+    fixed = (
+        level["data_seed"]
+        for level in full
+        if None not in _given(level, "data_seed") and _num_seeds(level) > 1
+    )
+    cause = (
+        "fixes the order of the rows, and full fine-tuning draws nothing else, so all of its seeds would be the same run; "
+        "remove it"
+    )
+    return next(fixed, None), cause
+
+
+def _beside_full(levels: Sequence[Level]) -> tuple[Given | None, str]:
+    quantised = (level["quantization"] for level in levels if _is_quantised(level))
+    cause = (
+        "an arm of this suite is full fine-tuning, which no quantised base has, so a difference between the two could be "
+        "one of precision; set quantization: bf16 or fp32 for all arms, or remove method: full"
+    )
+    return next(quantised, None), cause
+
+
+def _design_beside_full(kind: Given | None) -> tuple[Given | None, str]:
+    if kind is None or kind.values[0] not in set(EXPERIMENT_TYPES) - {"custom"}:
+        return None, ""
+    return kind, (
+        f"{kind.values[0]} compares adapters, and the arm of method: full has none; set experiment_type: custom"
+    )
+
+
+def _is_quantised(level: Level) -> bool:
+    return not {"4bit", "8bit"}.isdisjoint(_given(level, "quantization"))
+
+
 def check_effects(given: Sequence[Given], *, levels: Sequence[Level], problems: Problems) -> None:
     """Note keys that have no effect, because of another setting, in any arm that takes them."""
     for key, one in _by_key(given, levels):
         need = NEEDED.get(key)
-        if need is None or one.values == (Settings.model_fields[key].default,):
+        if need is None or (_is_default(one, key) and not need.even_at_default):
             continue
         takers = [level for level in levels if level.get(key) is one]
         if takers and not any(map(need.holds, _values(takers, need.key))):
             problems.add(one.place, path=one.path, cause=need.cause)
+
+
+def _is_default(given: Given, key: str) -> bool:
+    return given.values == (Settings.model_fields[key].default,)
 
 
 def overridden(given: Sequence[Given], *, levels: Sequence[Level]) -> tuple[str, ...]:

@@ -7,12 +7,13 @@ and after the run.
 A new setting needs one line in `_WORDS`. Without it, its label is the key and the value: `warmup_ratio 0.1`.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from lorastudy.suite.experiment import Experiment, canonical_json
-from lorastudy.suite.methods import LORAPLUS_RATIO
+from lorastudy.suite.methods import ADAPTER_KEYS, LORAPLUS_RATIO
 from lorastudy.suite.settings import LAYOUT_KEYS, SELECTION_KEYS, Settings, keys_without_effect
 
 #: Highest first: what a lower precision is compared with.
@@ -171,7 +172,10 @@ def without_rate(label: str, learning_rate: float) -> str:
 
 
 def in_order_of_values(arms: Mapping[str, Settings]) -> list[str]:
-    """The names by the values of what differs: numbers rise, precisions fall, other values come as they first appear."""
+    """The names by the values of what differs: numbers rise, precisions fall, other values come as they first appear.
+
+    Full fine-tuning, which has no rank, comes after the adapters.
+    """
     keys = [*_ordered(_differing(arms)), _RATE_KEY]
     seen: dict[str, list[str]] = {key: [] for key in keys}
     for settings in arms.values():
@@ -180,7 +184,12 @@ def in_order_of_values(arms: Mapping[str, Settings]) -> list[str]:
             seen[key] += [] if text in seen[key] else [text]
 
     def place(name: str) -> list[float]:
-        return [_place(_value(arms[name], key), key, seen=seen[key]) for key in keys]
+        return [
+            math.inf
+            if _is_idle(key, settings=arms[name])
+            else _place(_value(arms[name], key), key, seen=seen[key])
+            for key in keys
+        ]
 
     return sorted(arms, key=place)
 
@@ -194,18 +203,35 @@ def _place(value: Any, key: str, *, seen: Sequence[str]) -> float:
 
 
 def _differing(arms: Mapping[str, Settings]) -> list[str]:
-    """The keys that tell arms apart. Alpha is left out where it is the same for all, or a fixed multiple of the rank."""
+    """The keys that tell arms apart. Alpha is left out where it is the same for all, or a fixed multiple of the rank.
+
+    Full fine-tuning has none of an adapter's keys, so only the other arms count for these.
+    """
     settings = list(arms.values())
     idle = SELECTION_KEYS.intersection(*(keys_without_effect(each.model_dump()) for each in settings))
     keys = [
         key
         for key in Settings.model_fields
-        if key not in _NOT_SHOWN | idle and len({canonical_json(_value(each, key)) for each in settings}) > 1
+        if key not in _NOT_SHOWN | idle and len(_values(settings, key)) > 1
     ]
     others = [key for key in keys if key not in {"lora_alpha", _RATE_KEY}]
-    if others and "lora_alpha" in keys and _has_plain_alpha(settings):
+    adapters = [each for each in settings if not each.arm_method.is_full]
+    if others and "lora_alpha" in keys and _has_plain_alpha(adapters):
         keys.remove("lora_alpha")
     return keys
+
+
+def _values(settings: Sequence[Settings], key: str) -> set[str]:
+    """The values of a key, without those of arms in which it has no effect. A method's keys count in every arm."""
+    return {
+        canonical_json(_value(each, key))
+        for each in settings
+        if key in _METHOD_WORDS or not _is_idle(key, settings=each)
+    }
+
+
+def _is_idle(key: str, *, settings: Settings) -> bool:
+    return settings.arm_method.is_full and key in ADAPTER_KEYS
 
 
 def _has_plain_alpha(settings: Sequence[Settings]) -> bool:
@@ -226,7 +252,7 @@ def _value(settings: Settings, key: str) -> Any:
 
 
 def _label(settings: Settings, keys: Sequence[str], *, with_rate: bool) -> str:
-    parts = [_word(settings, key) for key in _ordered(keys)]
+    parts = [_word(settings, key) for key in _ordered(keys) if not _is_idle(key, settings=settings)]
     # The linter's sentences have labels in them and mark code by backticks.
     text = ", ".join(part for part in parts if part).replace("`", "'")
     if any(key in _METHOD_WORDS for key in keys):

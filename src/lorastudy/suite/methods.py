@@ -2,6 +2,8 @@
 
 `method: dora` is short for `use_dora: true`. `written_out` puts the keys in place of the short name, so both spellings are
 the same experiment. A method without a key of PEFT's own, such as LoRA-FA, keeps its short name.
+
+`method: full` is full fine-tuning: no adapter, all weights of the base train. It has none of an adapter's keys.
 """
 
 import re
@@ -9,9 +11,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
-Method = Literal["lora", "rslora", "dora", "loraplus", "lorafa", "pissa", "olora"]
+Method = Literal["lora", "rslora", "dora", "loraplus", "lorafa", "pissa", "olora", "full"]
 
 InitialWeights = Literal["gaussian", "orthogonal", "pissa", "olora"]
+
+#: The method that trains the base's own weights.
+FULL: Literal["full"] = "full"
 
 #: The ratio of `method: loraplus` if the file gives none: that of the paper (arXiv 2402.12354) and of PEFT's guide.
 LORAPLUS_RATIO = 16.0
@@ -28,10 +33,11 @@ _STANDS_FOR: Mapping[str, tuple[str, Any] | None] = {
     "lorafa": None,
     "pissa": ("init_lora_weights", "pissa"),
     "olora": ("init_lora_weights", "olora"),
+    FULL: None,
 }
 
 #: Methods that stay under their short name, since no other key says them.
-WITHOUT_KEY = frozenset({"lorafa"})
+WITHOUT_KEY = frozenset({"lorafa", FULL})
 
 #: The keys that make a method, and their values in plain LoRA.
 METHOD_KEYS: Mapping[str, Any] = {
@@ -43,6 +49,12 @@ METHOD_KEYS: Mapping[str, Any] = {
     "alpha_pattern": {},
 }
 
+#: The keys of an adapter: its size, its place and its method. Full fine-tuning has none of them.
+ADAPTER_KEYS = (
+    "lora_rank", "lora_alpha", "use_rslora", "lora_dropout", "target_modules", "layers_to_transform",
+    *(key for key in METHOD_KEYS if key != "method"),
+)  # fmt: skip
+
 #: The keys that a short name may stand for, at their values in plain LoRA.
 SAID_BY_METHOD: Mapping[str, Any] = {
     "use_rslora": False,
@@ -51,8 +63,13 @@ SAID_BY_METHOD: Mapping[str, Any] = {
 
 
 def written_out(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values with the keys of the method in place of its short name."""
+    """The values with the keys of the method in place of its short name; for full fine-tuning without keys of an adapter.
+
+    So a suite may give its adapters' rank at the top, and its full fine-tuning is the same experiment at any rank.
+    """
     method = values.get("method")
+    if method == FULL:
+        return {key: value for key, value in values.items() if key not in ADAPTER_KEYS}
     stands_for = _STANDS_FOR.get(method) if method is not None else None
     rest = dict(values)
     if method is not None and method not in WITHOUT_KEY:
@@ -63,10 +80,9 @@ def written_out(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def without_plain(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings without the keys of methods that say plain LoRA."""
-    return {
-        key: value for key, value in settings.items() if key not in METHOD_KEYS or value != METHOD_KEYS[key]
-    }
+    """The settings without the keys of methods that say plain LoRA; for full fine-tuning without those of an adapter."""
+    kept = written_out(settings) if settings.get("method") == FULL else settings
+    return {key: value for key, value in kept.items() if key not in METHOD_KEYS or value != METHOD_KEYS[key]}
 
 
 def method_problem(values: Mapping[str, Any]) -> tuple[str, str] | None:
@@ -79,6 +95,9 @@ def method_problem(values: Mapping[str, Any]) -> tuple[str, str] | None:
 
 def _problems(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     method = values.get("method")
+    if method == FULL:
+        yield from _problems_of_full(values)
+        return
     for key in _refused_beside(method, values):
         yield "method", f"{method} and {key}: {_as_written(values[key])} contradict each other; remove one"
     arm = ArmMethod.from_values({**METHOD_KEYS, **written_out(values)})
@@ -126,6 +145,19 @@ def _problems(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "engine", f"packed does not train this arm: {arm.only_in_reference}; set engine: auto"
 
 
+def _problems_of_full(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    if values.get("quantization") in {"4bit", "8bit"}:
+        yield (
+            "quantization",
+            (
+                f"full fine-tuning trains the base's own weights, and {values['quantization']} weights cannot train; set "
+                "quantization: bf16 or fp32, or train an adapter"
+            ),
+        )
+    if values.get("engine") == "packed":
+        yield "engine", f"packed does not train this arm: {_FULL_ALONE}; set engine: auto"
+
+
 #: The keys that `method_problem` reads.
 JUDGED_KEYS = (*METHOD_KEYS, "use_rslora", "lora_rank", "quantization", "engine")
 
@@ -171,6 +203,8 @@ class ArmMethod:
     use_dora: bool = False
     loraplus_lr_ratio: float | None = None
     is_lorafa: bool = False
+    is_full: bool = False
+    """Full fine-tuning: there is no adapter, and all weights of the base train."""
     init_lora_weights: bool | str = True
     rank_pattern: tuple[tuple[str, int], ...] = ()
     """Module names or regular expressions, as PEFT matches them, each with the rank of its layers."""
@@ -183,6 +217,7 @@ class ArmMethod:
             use_dora=values["use_dora"],
             loraplus_lr_ratio=values["loraplus_lr_ratio"],
             is_lorafa=values["method"] == "lorafa",
+            is_full=values["method"] == FULL,
             init_lora_weights=values["init_lora_weights"],
             rank_pattern=tuple(values["rank_pattern"].items()),
             alpha_pattern=tuple(values["alpha_pattern"].items()),
@@ -211,6 +246,8 @@ class ArmMethod:
     @property
     def title(self) -> str:
         """`LoRA`, `DoRA`, `LoRA+ (ratio 16)`, `DoRA, PiSSA`: the method in the field's words. rsLoRA is a scale, not told."""
+        if self.is_full:
+            return "full fine-tuning"
         parts = [
             "DoRA" if self.use_dora else "",
             "" if self.loraplus_lr_ratio is None else f"LoRA+ (ratio {self.loraplus_lr_ratio:g})",
@@ -225,7 +262,9 @@ class ArmMethod:
 
     @property
     def in_name(self) -> str:
-        """The method as part of a name: `lora`, `dora`, `loraplus16`, `lorafa`, `dora-pissa`."""
+        """The method as part of a name: `lora`, `dora`, `loraplus16`, `lorafa`, `dora-pissa`, `full`."""
+        if self.is_full:
+            return FULL
         parts = [
             "dora" if self.use_dora else "",
             "" if self.loraplus_lr_ratio is None else f"loraplus{self.loraplus_lr_ratio:g}",
@@ -238,10 +277,12 @@ class ArmMethod:
 
     @property
     def only_in_reference(self) -> str | None:
-        """Why only the reference engine, that is PEFT, trains this method; None if the packed engine does, too.
+        """Why only the reference engine trains this method; None if the packed engine does, too.
 
         The packed engine has LoRA+, which is plain LoRA at two learning rates.
         """
+        if self.is_full:
+            return _FULL_ALONE
         at_one_rate = replace(self, loraplus_lr_ratio=None)
         return None if at_one_rate == ArmMethod() else f"PEFT trains {self.title}"
 
@@ -250,6 +291,9 @@ def is_matched(name: str, *, pattern: str) -> bool:
     """Whether PEFT matches a layer's full name by a key of `rank_pattern` or `alpha_pattern`."""
     return re.match(rf"(.*\.)?({pattern})$", name) is not None
 
+
+#: Why the packed engine does not have full fine-tuning.
+_FULL_ALONE = "full fine-tuning changes the weights that other arms share"
 
 _INITS = {
     "gaussian": "gaussian weights",

@@ -23,7 +23,8 @@ of full fine-tuning, and falls with the hidden size h as
 
     5e-5 * 10 * (2000 / h) ** p,     p = 0.781 for Llama, 0.0775 for Qwen;
 
-below about a hundred steps the factor is nearer fifteen than ten.
+below about a hundred steps the factor is nearer fifteen than ten. The search of an arm of full fine-tuning begins at a tenth of
+the rate at which an adapter's begins.
 """
 
 import functools
@@ -218,10 +219,15 @@ class _Arms:
         seeking = {number: arm.settings for number, arm in enumerate(suite.arms) if arm.seeks_rate}
         config = functools.cache(read_config)
         about = {n: (config(s.base_model), num_steps(s)) for n, s in seeking.items()}
-        rates = {n: published_rates(base, num_steps=steps) for n, (base, steps) in about.items()}
+        full = {n: settings.arm_method.is_full for n, settings in seeking.items()}
+        rates = {
+            n: published_rates(base, num_steps=steps, is_full=full[n]) for n, (base, steps) in about.items()
+        }
         return cls(
             neighbour=_neighbours(seeking),
-            places={n: first_places(base, num_steps=steps) for n, (base, steps) in about.items()},
+            places={
+                n: first_places(base, num_steps=steps, is_full=full[n]) for n, (base, steps) in about.items()
+            },
             rule={n: math.sqrt(min(found) * max(found)) for n, found in rates.items()},
         )
 
@@ -438,14 +444,18 @@ def published_rate(*, hidden_size: int, power: float, num_steps: int | None) -> 
     return float(FULL_RATE * times * (HIDDEN_SIZE / hidden_size) ** power)
 
 
-def published_rates(config: Mapping[str, Any] | None, *, num_steps: int | None) -> tuple[float, ...]:
+def published_rates(
+    config: Mapping[str, Any] | None, *, num_steps: int | None, is_full: bool = False
+) -> tuple[float, ...]:
     """The rates by the published rule for a base model with this `config.json`; None if the file is not known.
 
-    A known family has one rate. An unknown family has one rate for each known family, at this model's hidden size.
+    A known family has one rate. An unknown family has one rate for each known family, at this model's hidden size. The rates
+    are those of an adapter, or a tenth of them for full fine-tuning.
     """
     hidden_size = HIDDEN_SIZE if config is None else int(config.get("hidden_size") or HIDDEN_SIZE)
+    share = TIMES_FULL if is_full else 1
     return tuple(
-        published_rate(hidden_size=hidden_size, power=power, num_steps=num_steps)
+        published_rate(hidden_size=hidden_size, power=power, num_steps=num_steps) / share
         for power in _powers(config) or POWERS.values()
     )
 
@@ -461,13 +471,13 @@ def as_shown(rate: float) -> float:
     return float(f"{rate:.2g}")
 
 
-def first_places(config: Mapping[str, Any] | None, *, num_steps: int | None) -> Places:
+def first_places(config: Mapping[str, Any] | None, *, num_steps: int | None, is_full: bool = False) -> Places:
     """The places to try first for a base model with this `config.json`; None if the file is not known.
 
     A known family: its rate and a place to each side. An unknown family: from the lowest to the highest rate of the
     known families at this hidden size, and two places to each side.
     """
-    places = [nearest_place(rate) for rate in published_rates(config, num_steps=num_steps)]
+    places = [nearest_place(rate) for rate in published_rates(config, num_steps=num_steps, is_full=is_full)]
     around = AROUND_KNOWN if _powers(config) else AROUND_UNKNOWN
     return Places(min(places) - around, max(places) + around + 1)
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from lorastudy.errors import StudyError
-from lorastudy.suite.methods import METHOD_KEYS, ArmMethod, InitialWeights, Method
+from lorastudy.suite.methods import ADAPTER_KEYS, METHOD_KEYS, ArmMethod, InitialWeights, Method
 from lorastudy.suite.schedules import (
     ADAPTIVE,
     SCHEDULE_KEYS,
@@ -163,7 +163,8 @@ class AskedSettings(BaseModel):
         None,
         description="Short name of a method, in place of its own keys: `rslora` is `use_rslora: true`, `dora` is `use_dora: true`, `loraplus` is "
         "`loraplus_lr_ratio: 16`, `pissa` and `olora` are `init_lora_weights`, `lora` is none of them. `lorafa` freezes `lora_A` "
-        "and trains with PEFT's `create_lorafa_optimizer`, which has its own AdamW constants.",
+        "and trains with PEFT's `create_lorafa_optimizer`, which has its own AdamW constants. `full` is full fine-tuning: it trains all "
+        "weights of the base, has no key of an adapter, and is saved as a model folder.",
     )
     use_dora: bool = Field(
         default=False, description="DoRA: train the norm of each output's weights apart from their direction."
@@ -188,7 +189,8 @@ class AskedSettings(BaseModel):
     # --- precision and memory -------------------------------------------------------------------------
     quantization: Quantization = Field(
         "bf16",
-        description="Of the frozen base: bitsandbytes 4-bit or 8-bit, or a plain precision. Adapters are fp32.",
+        description="Of the base model: bitsandbytes 4-bit or 8-bit, or a plain precision. Adapters are fp32. Full fine-tuning "
+        "computes in this precision, and its optimizer has the weights in fp32.",
     )
     bnb_4bit_quant_type: Literal["nf4", "fp4"] = Field("nf4", description="With `4bit` only.")
     bnb_4bit_use_double_quant: bool = Field(default=True, description="With `4bit` only.")
@@ -400,7 +402,7 @@ class Settings(AskedSettings):
     """The settings of one arm with every value resolved. With a seed they make an experiment."""
 
     learning_rate: Rate = Field(2e-4, description="Peak learning rate.")
-    method: Literal["lorafa"] | None = Field(None, description="A method that no other key says.")
+    method: Literal["lorafa", "full"] | None = Field(None, description="A method that no other key says.")
 
     @model_validator(mode="before")
     @classmethod
@@ -496,7 +498,12 @@ def label(key: str, value: Any) -> str:
 
 
 def names_of_varied(settings: Settings, varied: Sequence[str]) -> list[str]:
-    """The parts of a name that say the varied settings: `[r16, lr0.0002]`. All keys of the method are one part: `dora`."""
+    """The parts of a name that say the varied settings: `[r16, lr0.0002]`. All keys of the method are one part: `dora`.
+
+    Full fine-tuning has no keys of an adapter, so only its method and the other keys say something: `[full, lr2e-05]`.
+    """
+    if settings.arm_method.is_full:
+        varied = [key for key in varied if key not in ADAPTER_KEYS]
     parts = [
         _without_odd_characters(settings.arm_method.in_name)
         if key in METHOD_KEYS

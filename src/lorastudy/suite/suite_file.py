@@ -18,6 +18,7 @@ from lorastudy.suite.checks import (
     check_effects,
     check_eval_steps,
     check_experiment_type,
+    check_full,
     check_methods,
     check_names,
     check_number,
@@ -140,6 +141,7 @@ def _suite(values: Mapping[str, Node], *, base: Level, source: _Source, problems
     check_experiment_type(header.get("experiment_type"), problems)
     levels = [entry.level for entry in entries]
     _check_levels(levels, start=source.start, problems=problems)
+    check_full(header.get("experiment_type"), levels, problems=problems)
     metrics = suite_metrics(
         values, header, folder=Path() if source.path is None else source.path.parent, problems=problems
     )
@@ -355,7 +357,8 @@ def suite_yaml(suite: Suite) -> str:
     body = {**_question_keys(suite), **shared}
     # An entry needs at least one key.
     own = [{key: value for key, value in entry.items() if key not in shared} for entry in entries]
-    body["experiments"] = [entry or {"lora_rank": shared["lora_rank"]} for entry in own]
+    some = "lora_rank" if "lora_rank" in shared else "base_model"
+    body["experiments"] = [entry or {some: shared[some]} for entry in own]
     return _dumped(body)
 
 
@@ -416,7 +419,8 @@ def _is_void(key: str, value: Any, *, settings: Settings) -> bool:
     """Whether loading refuses the key because another setting makes it have no effect."""
     need = NEEDED.get(key)
     is_default = bool(value == Settings.model_fields[key].default)
-    return need is not None and not is_default and not need.holds(getattr(settings, need.key))
+    is_free = is_default and (need is None or not need.even_at_default)
+    return need is not None and not is_free and not need.holds(getattr(settings, need.key))
 
 
 def _but_for_the_rate(entry: Mapping[str, Any]) -> str:

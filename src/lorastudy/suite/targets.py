@@ -177,11 +177,13 @@ def _mlp_role(path: Sequence[str], leaf: str) -> str:
 
 
 def targets_of(settings: Settings, layers: Sequence[TargetLayer]) -> tuple[str, ...]:
-    """Full names of the layers that an arm with these settings adapts, in the model's order.
+    """Full names of the layers that an arm with these settings adapts, in the model's order; none for full fine-tuning.
 
     Raises:
         ModelError: as `resolve_targets`; or the arm adapts experts with dropout or with `engine: packed`.
     """
+    if settings.arm_method.is_full:
+        return ()
     chosen = resolve_targets(
         layers, target_modules=settings.target_modules, layers_to_transform=settings.layers_to_transform
     )
@@ -285,6 +287,19 @@ class AdapterSize:
     num_saved: int
 
 
+def arm_size(
+    layers: Iterable[TargetLayer], *, r: int, method: ArmMethod, num_base_parameters: int
+) -> AdapterSize:
+    """The size of what an arm trains: of an adapter on these layers, or of the whole base model in full fine-tuning."""
+    if method.is_full:
+        return AdapterSize(
+            num_trainable=num_base_parameters,
+            num_parameters=num_base_parameters,
+            num_saved=num_base_parameters,
+        )
+    return adapter_size(layers, r=r, method=method)
+
+
 def adapter_size(layers: Iterable[TargetLayer], *, r: int, method: ArmMethod) -> AdapterSize:
     """The size of an adapter of rank r on these layers.
 
@@ -321,12 +336,15 @@ def names_digest(names: Iterable[str]) -> str:
 
 
 def left_out(names: Iterable[str], *, layers: Sequence[TargetLayer], target_modules: object) -> list[str]:
-    """The layers that a preset names but no arm may adapt: a line per reason, with names without layer numbers."""
-    if not isinstance(target_modules, str) or target_modules not in _ROLES_BY_PRESET:
+    """The layers that a preset names but no arm may adapt: a line per reason, with names without layer numbers.
+
+    Full fine-tuning adapts no layers (`names` is empty) and leaves none out.
+    """
+    chosen = set(names)
+    if not chosen or not isinstance(target_modules, str) or target_modules not in _ROLES_BY_PRESET:
         return []
     roles = _ROLES_BY_PRESET[target_modules]
     by_reason: dict[str, list[str]] = {}
-    chosen = set(names)
     for layer in layers:
         if layer.left_out is not None and layer.role in roles and layer.name not in chosen:
             by_reason.setdefault(layer.left_out, []).append(without_layer_number(layer.name))

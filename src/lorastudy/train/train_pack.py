@@ -254,6 +254,8 @@ def measure_before(run: PackRun, loaded: LoadedPack, *, cache: BaseCache) -> Non
 def emit_scores_before(run: PackRun, loaded: LoadedPack, *, cache: BaseCache) -> None:
     """Score the base model and record it for every experiment. A fresh adapter of plain LoRA changes nothing.
 
+    Full fine-tuning has changed nothing before its first step.
+
     A worker scores the same rows once. Other packs of the same base get the same numbers.
 
     Raises:
@@ -263,7 +265,8 @@ def emit_scores_before(run: PackRun, loaded: LoadedPack, *, cache: BaseCache) ->
     keys = {split: (name, algorithms, split, tokens.rows.digest) for split, tokens in loaded.data.scored()}
     missing = [(split, tokens) for split, tokens in loaded.data.scored() if keys[split] not in cache.scores]
     if missing:
-        engine = loaded.make_engine([replace(loaded.arms[0], method=PLAIN)])
+        first = loaded.arms[0]
+        engine = loaded.make_engine([first if first.method.is_full else replace(first, method=PLAIN)])
         try:
             for split, tokens in missing:
                 cache.scores[keys[split]] = tuple(

@@ -50,8 +50,8 @@ def test_the_fastest_measured_number_of_arms_is_chosen_among_those_that_fit():
 
 
 def test_an_adapter_is_four_bytes_a_parameter_and_its_header():
-    assert adapter_file_bytes(1000, num_modules=3) == 4000 + 6 * 150
-    assert adapters_bytes(1000, num_modules=3) == 2 * 4900  # in the run folder and in the output folder
+    assert adapter_file_bytes(4000, num_modules=3) == 4000 + 6 * 150
+    assert adapters_bytes(4000, num_modules=3) == 2 * 4900  # in the run folder and in the output folder
     assert checkpoint_bytes(1000) == 2 * 3 * 4000
 
 

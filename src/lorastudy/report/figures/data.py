@@ -24,6 +24,7 @@ from lorastudy.report.findings.wording import margin_was_set
 from lorastudy.report.numbers import duration_unit, size_unit
 from lorastudy.stats.held_out_curves import HeldOutCurve
 from lorastudy.stats.rate_choice import compared_arms
+from lorastudy.stats.study import StudyArm
 from lorastudy.stats.summary import (
     EXACT_MATCH,
     FORGETTING,
@@ -165,12 +166,21 @@ def adapter_size_figure(analysis: Analysis) -> Figure | None:
     sizes = {s.arm.name: s.costs.adapter_bytes for s in analysis.completed}
     unit, scale = size_unit(spread.maximum for spread in sizes.values() if spread)
     rows = _range_rows(analysis, sizes, scale=scale)
+    has_full = any(summary.arm.is_full for summary in analysis.completed)
     return _bars(
         analysis,
-        (Panel(label=f"Adapter file ({unit})", rows=rows, from_zero=True),) if rows else (),
+        (
+            Panel(
+                label=f"{'Adapter or model' if has_full else 'Adapter'} file ({unit})",
+                rows=rows,
+                from_zero=True,
+            ),
+        )
+        if rows
+        else (),
         name="adapter_size",
         title="Adapter size",
-        caption="Size of the saved adapter weights.",
+        caption=f"Size of the saved adapter weights{', and of the whole model after full fine-tuning' if has_full else ''}.",
     )
 
 
@@ -380,7 +390,7 @@ def _range_rows(
             rows.append(
                 Estimate(
                     arm=summary.arm.name,
-                    rank=int(summary.arm.settings["lora_rank"]),
+                    rank=_rank(summary.arm),
                     mean=scaled.median,
                     low=scaled.minimum if several else None,
                     high=scaled.maximum if several else None,
@@ -388,6 +398,12 @@ def _range_rows(
                 )
             )
     return tuple(rows)
+
+
+def _rank(arm: StudyArm) -> int | None:
+    """The arm's rank; full fine-tuning has none."""
+    rank = arm.settings.get("lora_rank")
+    return None if rank is None else int(rank)
 
 
 def _scaled(spread: Spread, scale: float) -> Spread:
@@ -399,7 +415,7 @@ def _scaled(spread: Spread, scale: float) -> Spread:
 def _estimate(summary: ArmSummary, spread: Spread, *, centre: float) -> Estimate:
     return Estimate(
         arm=summary.arm.name,
-        rank=int(summary.arm.settings["lora_rank"]),
+        rank=_rank(summary.arm),
         mean=centre,
         low=_low(spread),
         high=_high(spread),

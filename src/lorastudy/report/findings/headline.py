@@ -229,7 +229,9 @@ def _needs(summary: ArmSummary) -> str:
     parts = [
         f"{size(costs.peak_memory_bytes.median)} at its peak" if costs.peak_memory_bytes else "",
         f"{duration(costs.step_seconds.median)} a step" if costs.step_seconds else "",
-        f"an adapter of {size(costs.adapter_bytes.median)}" if costs.adapter_bytes else "",
+        f"{'a model' if summary.arm.is_full else 'an adapter'} of {size(costs.adapter_bytes.median)}"
+        if costs.adapter_bytes
+        else "",
     ]
     known = [part for part in parts if part]
     *head, last = known or [""]

@@ -204,7 +204,8 @@ def _seeds(study: Study) -> Text:
             f"; the order of the training rows follows data_seed, which differs between arms ({drawn}), so their "
             "pairs did not train on the same batches"
         )
-    return (f"Seeds: {listing(map(str, seeds))}. Between seeds vary {varies}.",)
+    full = " Full fine-tuning draws nothing but that order." if any(arm.is_full for arm in study.arms) else ""
+    return (f"Seeds: {listing(map(str, seeds))}. Between seeds vary {varies}.{full}",)
 
 
 def _memory(study: Study) -> str:

@@ -19,6 +19,7 @@ from lorastudy.report.numbers import ABSENT, listing, names
 from lorastudy.stats.study import Study, StudyArm, differing_settings
 from lorastudy.store.views import ExperimentResult
 from lorastudy.suite.methods import METHOD_KEYS, WITHOUT_KEY
+from lorastudy.suite.settings import Settings
 
 #: Longer failure messages are cut here; the store has them whole.
 MAX_MESSAGE = 600
@@ -65,7 +66,7 @@ def arm_blocks(study: Study, *, level: int) -> list[Block]:
             Cell(arm.name),
             *([Cell(_method(arm)), Cell(_engines_of(arm.completed) or ABSENT)] if has_methods else []),
             *(_setting_cell(arm.settings.get(key)) for key in keys),
-            Cell(f"{arm.typed_settings.lora_scaling:.4g}", arm.typed_settings.lora_scaling),
+            _scale_cell(arm.typed_settings),
         )
         for arm in study.reported_arms
     )
@@ -73,6 +74,13 @@ def arm_blocks(study: Study, *, level: int) -> list[Block]:
     if study.notes:
         blocks.append(Bullets(tuple((note,) for note in study.notes)))
     return blocks
+
+
+def _scale_cell(settings: Settings) -> Cell:
+    """The factor on B·A; full fine-tuning has none."""
+    if settings.arm_method.is_full:
+        return Cell(ABSENT)
+    return Cell(f"{settings.lora_scaling:.4g}", settings.lora_scaling)
 
 
 def _method(arm: StudyArm) -> str:

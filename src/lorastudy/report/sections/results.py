@@ -307,10 +307,11 @@ def _cost_columns(analysis: Analysis) -> list[Part]:
     memory_unit, memory_scale = size_unit(_medians(cost.peak_memory_bytes for cost in every))
     step_unit, step_scale = duration_unit(_medians(cost.step_seconds for cost in every))
     modules = [profiled_modules(summary) for summary in analysis.summaries]
+    saved = "Adapter or model" if any(summary.arm.is_full for summary in analysis.summaries) else "Adapter"
     return [
         *([(TableColumn("Adapted layers", numeric=False), _modules_cell)] if any(modules) else []),
         (TableColumn("Trainable parameters"), plain(lambda s: s.costs.trainable_parameters)),
-        (TableColumn(f"Adapter ({adapter_unit})"), scaled(lambda s: s.costs.adapter_bytes, adapter_scale)),
+        (TableColumn(f"{saved} ({adapter_unit})"), scaled(lambda s: s.costs.adapter_bytes, adapter_scale)),
         (
             TableColumn(f"Peak memory ({memory_unit})"),
             scaled(lambda s: s.costs.peak_memory_bytes, memory_scale),
@@ -322,6 +323,8 @@ def _cost_columns(analysis: Analysis) -> list[Part]:
 
 def profiled_modules(summary: ArmSummary) -> str | None:
     """The number of layers that the arm adapts, by role, in words; None if they were not counted."""
+    if summary.arm.is_full:
+        return "all weights"
     counts = (run.profile.modules_by_role for run in summary.arm.completed if run.profile is not None)
     return next((in_words(by_role) for by_role in counts if by_role), None)
 
