@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from lorastudy.lint.case import arms_in_words
-from lorastudy.planning.estimate import PackEstimate
+from lorastudy.planning.estimate import Estimator, PackEstimate
 from lorastudy.planning.packing import PlannedPack
 from lorastudy.planning.predictions import Predictions
 from lorastudy.planning.validation_cost import ValidationCost, total, validation_cost, without_points
@@ -78,6 +78,7 @@ def forecast(plan: "StudyPlan") -> list[str]:
         *_race(plan),
         *_balance(plan),
         *_time(plan),
+        *_full_fine_tuning(plan),
         *_scores_on_the_way(plan),
         *_scoring(plan),
     ]
@@ -161,6 +162,29 @@ def _time(plan: "StudyPlan") -> Iterator[str]:
     if plan.num_packs_at_once > 1:
         words += f". {plan.num_packs_at_once} packs train side by side"
     yield f"training time: {words}. Loading, measuring and scoring come on top"
+
+
+def _full_fine_tuning(plan: "StudyPlan") -> Iterator[str]:
+    """Memory and disk of full fine-tuning, also where its packs follow later. Both grow with the model."""
+    to_run = (*plan.missing, *plan.design.waiting)
+    full = (each for each in to_run if each.settings.arm_method.is_full)
+    for experiment in {each.data_key: each for each in full}.values():
+        estimator = plan.predicted.estimators.get(experiment.pack_key)
+        if estimator is not None:
+            yield _of_a_full_run(experiment, estimator, plan=plan)
+
+
+def _of_a_full_run(experiment: Experiment, estimator: Estimator, *, plan: "StudyPlan") -> str:
+    estimate = estimator.estimate([experiment])
+    peak = estimate.prediction.terms.total
+    budget = estimator.machine.budget_bytes(num_workers=plan.num_packs_at_once)
+    room = f" (more than the {size(budget)} that this machine has for it)" if budget and peak > budget else ""
+    models = adapters_bytes(estimate.saved_bytes[experiment.id], num_modules=0)
+    checkpoints = checkpoint_bytes(estimate.num_trainable[experiment.id])
+    return (
+        f"full fine-tuning: a run is predicted to take {size(peak)} of memory{room}. It leaves {size(models)} on disk, its model and "
+        f"a copy of it, and {size(checkpoints)} of checkpoints while it trains"
+    )
 
 
 def _scores_on_the_way(plan: "StudyPlan") -> Iterator[str]:

@@ -25,6 +25,18 @@ factors: {lora_rank: [1, 8]}
 """
 
 
+AUTO_FULL = """
+dataset_path: lab:facts
+max_steps: 200
+learning_rate: auto
+seeds: [0, 1, 2]
+experiments:
+  - {lora_rank: 1}
+  - {lora_rank: 2}
+  - {method: full}
+"""
+
+
 @pytest.fixture
 def suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Suite:
     monkeypatch.chdir(tmp_path)
@@ -90,6 +102,31 @@ def test_the_same_command_times_the_reference_engine(suite: Suite) -> None:
 
 def test_where_nothing_was_predicted_nothing_is_said_of_time(suite: Suite) -> None:
     assert len(said(suite, predicting(None, is_predicted=False))) == 1
+
+
+def test_what_full_fine_tuning_takes_is_said_before_its_packs_are_known(tmp_path: Path) -> None:
+    """1 GiB of weights: the run and the output folder have one each; two checkpoints hold the weights and both moments."""
+    (tmp_path / "s.yaml").write_text(AUTO_FULL, encoding="utf-8")
+    suite = load_suite(tmp_path / "s.yaml")
+    (waiting,) = [each for each in Designer(suite=suite).design().waiting if each.settings.arm_method.is_full]
+    num_bytes = 1 << 30
+    estimate = SimpleNamespace(
+        prediction=SimpleNamespace(terms=SimpleNamespace(total=5 * num_bytes)),
+        saved_bytes={waiting.id: num_bytes},
+        num_trainable={waiting.id: num_bytes // 4},
+    )
+    for budget, room in (
+        (6 * num_bytes, ""),
+        (num_bytes, " (more than the 1.00 GiB that this machine has for it)"),
+    ):
+        machine = SimpleNamespace(budget_bytes=lambda num_workers, budget=budget: budget // num_workers)
+        estimator = SimpleNamespace(estimate=lambda _: estimate, machine=machine)
+        predicted = predicting(None)
+        predicted.estimators = {waiting.pack_key: estimator}
+        assert said(suite, predicted)[-1] == (
+            f"full fine-tuning: a run is predicted to take 5.00 GiB of memory{room}. It leaves 2.00 GiB on disk, its model and a "
+            "copy of it, and 6.00 GiB of checkpoints while it trains"
+        )
 
 
 def test_what_is_known_by_now_is_counted(suite: Suite) -> None:
