@@ -63,6 +63,7 @@ POSITIONAL_ALLOWED = {
 EXCEPTIONS_ALLOWED = Counter(
     {
         ("benchmarks/sequential.py", "misc"): 2,
+        ("docs/screenshots.py", "S603"): 2,
         ("src/lorastudy/cli/running.py", "ARG002"): 1,
         ("src/lorastudy/data/prepare.py", "S603"): 1,
         ("src/lorastudy/engine/attention.py", "ARG001"): 1,

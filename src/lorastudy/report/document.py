@@ -29,7 +29,22 @@ PALETTE = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK)
 GREY = "#6B6B6B"
 #: Lengths in points of line and gap; the empty one is solid.
 DASHES: tuple[tuple[float, ...], ...] = ((), (5, 2), (1, 1.5), (6, 2, 1, 2))
-Kind = Literal["ranks", "dots", "bars", "frontier", "parameters", "curves", "held_out", "forgetting", "pairs"]
+#: The number of combinations of colour and dash.
+MAX_CURVES = len(PALETTE) * len(DASHES)
+Kind = Literal[
+    "ranks",
+    "dots",
+    "bars",
+    "frontier",
+    "parameters",
+    "curves",
+    "held_out",
+    "forgetting",
+    "pairs",
+    "rates",
+    "predictions",
+    "rows",
+]
 
 Value = TypeVar("Value")
 
@@ -68,15 +83,18 @@ class Panel:
 
 @dataclass(frozen=True, kw_only=True)
 class FrontierPoint:
-    """One arm in the plane of peak memory and held-out loss."""
+    """One arm in the plane of peak memory and held-out loss. `time` is that of one step, None if it is unknown."""
 
     arm: str
     memory: float
+    time: float | None
     loss: float
     loss_low: float | None
     loss_high: float | None
     n: int
     on_frontier: bool
+    configuration: tuple[tuple[str, str], ...] = ()
+    """The arm's settings, as text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +134,37 @@ class ForgettingRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RateRow:
+    """One configuration's mean score at one learning rate. `arm` is the one that stands for the configuration."""
+
+    arm: str
+    rate: float
+    mean: float
+    is_taken: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictionRow:
+    """Predicted and measured peak memory of one arm alone, or of a pack, for which `arm` is None."""
+
+    name: str
+    arm: str | None
+    predicted: float
+    measured: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredRow:
+    """The scores of two arms on one row. `place` is the row's share of all rows when they are in order of cost."""
+
+    row: int
+    place: float
+    ours: float
+    theirs: float
+    difference: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class PairRow:
     """One arm's difference from the reference. A single seed gives no interval."""
 
@@ -146,11 +195,19 @@ class Figure:
     panels: tuple[Panel, ...] = ()
     x_label: str = ""
     y_label: str = ""
+    size_label: str = ""
     points: tuple[FrontierPoint, ...] = ()
     parameters: tuple[ParameterRow, ...] = ()
     curves: tuple[CurveRow, ...] = ()
     forgetting: tuple[ForgettingRow, ...] = ()
     pairs: tuple[PairRow, ...] = ()
+    rates: tuple[RateRow, ...] = ()
+    predictions: tuple[PredictionRow, ...] = ()
+    rows: tuple[ScoredRow, ...] = ()
+    marked: str | None = None
+    """The arm that is marked, as the one that the study names."""
+    marked_as: str = ""
+    """What the mark means, in a word or two."""
     margin: float | None = None
     """In the unit of the pairs; drawn as a band about no difference."""
     coloured: tuple[str, ...] = ()
@@ -222,10 +279,14 @@ class Bullets:
 
 @dataclass(frozen=True)
 class CodeBlock:
-    """Lines to type or save. `language` is a hint for highlighting."""
+    """Lines to type or save. `language` is a hint for highlighting.
+
+    `copied_as` says in a word or two what they are; the page then has a button for them in its head, too.
+    """
 
     text: str
     language: str = ""
+    copied_as: str = ""
 
 
 @dataclass(frozen=True)
@@ -269,7 +330,57 @@ class Details:
         return self.blocks if self.in_markdown is None else self.in_markdown
 
 
-Block = Heading | Paragraph | Bullets | CodeBlock | Table | Figure | Details
+@dataclass(frozen=True, kw_only=True)
+class Tile:
+    """One key figure. `note` says what it is compared with, or how it was measured."""
+
+    title: str
+    value: str
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tiles:
+    """The key figures of a study, side by side. Markdown leaves them out, since its tables have them all."""
+
+    status: Literal["decided", "open", "none"]
+    """Whether the first one is an answer, the arm to use meanwhile, or no arm."""
+    tiles: tuple[Tile, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Versus:
+    """Arms side by side, of which the page shows any two. Markdown leaves it out."""
+
+    arms: tuple[str, ...]
+    chosen: tuple[str, str]
+    """The two that are shown first."""
+    table: Table
+    """The first column says what is compared, then there is one for each arm."""
+    differences: tuple[tuple[str, str, str], ...]
+    """Two arms and how the first differs from the second, for all pairs that were compared, in both orders."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """Blocks that stand in one place on the page and in another in Markdown."""
+
+    on_page: "tuple[Block, ...]" = ()
+    in_markdown: "tuple[Block, ...]" = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyPart:
+    """One study's part of a report. On the page, its arms have their colours there, and a reader chooses among them."""
+
+    arms: tuple[str, ...]
+    """All arms that have a colour, in the order of their colours."""
+    blocks: "tuple[Block, ...]"
+
+
+Block = (
+    Heading | Paragraph | Bullets | CodeBlock | Table | Figure | Details | Tiles | Versus | Shown | StudyPart
+)
 
 
 def folded(blocks: "Sequence[Block]") -> "list[Block]":
@@ -282,12 +393,30 @@ def folded(blocks: "Sequence[Block]") -> "list[Block]":
 
 
 def unfolded(blocks: "Sequence[Block]") -> "Iterator[Block]":
-    """All blocks in their order, those that a click opens included."""
+    """All blocks of the page in their order, those that a click opens included."""
     for block in blocks:
-        if isinstance(block, Details):
+        if isinstance(block, Details | StudyPart):
             yield from unfolded(block.blocks)
+        elif isinstance(block, Shown):
+            yield from unfolded(block.on_page)
         else:
             yield block
+
+
+def unfolded_in_markdown(blocks: "Sequence[Block]") -> "Iterator[Block]":
+    """All blocks of the Markdown file in their order."""
+    for block in blocks:
+        match block:
+            case Details():
+                yield from unfolded_in_markdown(block.unfolded)
+            case StudyPart():
+                yield from unfolded_in_markdown(block.blocks)
+            case Shown():
+                yield from unfolded_in_markdown(block.in_markdown)
+            case Tiles() | Versus():
+                pass
+            case _:
+                yield block
 
 
 def paragraph(*spans: Span) -> Paragraph:

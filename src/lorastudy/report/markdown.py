@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
@@ -16,10 +16,15 @@ from lorastudy.report.document import (
     Figure,
     Heading,
     Paragraph,
+    Shown,
     Span,
     Strong,
+    StudyPart,
     Table,
     Text,
+    Tiles,
+    Versus,
+    unfolded_in_markdown,
 )
 
 #: Only what GitHub would take for markup, so that the file stays pleasant to read as it is: `<` before a tag,
@@ -35,15 +40,7 @@ _ENTITIES = {"<": "&lt;", "&": "&amp;"}
 def render_markdown(blocks: Sequence[Block], *, output: Path, plots: Path) -> str:
     """The document as Markdown; images are linked relative to the folder of `output`."""
     link = quote(Path(os.path.relpath(plots.resolve(), output.resolve().parent)).as_posix())
-    return "\n\n".join(_block(block, link) for block in _unfolded(blocks)) + "\n"
-
-
-def _unfolded(blocks: Sequence[Block]) -> Iterator[Block]:
-    for block in blocks:
-        if isinstance(block, Details):
-            yield from _unfolded(block.unfolded)
-        else:
-            yield block
+    return "\n\n".join(_block(block, link) for block in unfolded_in_markdown(blocks)) + "\n"
 
 
 def escape(text: str) -> str:
@@ -66,8 +63,8 @@ def _block(block: Block, link: str) -> str:
             return _table(block)
         case Figure():
             return _figure(block, link)
-        case Details():  # unfolded before
-            raise AssertionError(block.summary)
+        case Details() | Shown() | StudyPart() | Tiles() | Versus():  # unfolded before
+            raise AssertionError(block)
 
 
 def _line(text: Text) -> str:

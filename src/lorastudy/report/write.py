@@ -20,23 +20,27 @@ from lorastudy.report.document import (
     Heading,
     Kind,
     Paragraph,
+    Shown,
     Strong,
+    StudyPart,
     Text,
     folded,
     presentable,
 )
-from lorastudy.report.figures.data import curve_arms, study_figures
+from lorastudy.report.figures.data import coloured_arms, curve_arms, study_figures
 from lorastudy.report.figures.static import save_figure
 from lorastudy.report.findings.by_type import questions_of
 from lorastudy.report.html import render_html
 from lorastudy.report.markdown import render_markdown
 from lorastudy.report.numbers import names
 from lorastudy.report.read import Report, Studied, read_report
+from lorastudy.report.row_differences import rows_of_deciding_pair
 from lorastudy.report.sections.costs import frontier_blocks, incident_blocks, pack_blocks, prediction_blocks
 from lorastudy.report.sections.curves import held_out_blocks
 from lorastudy.report.sections.front import decision_blocks, front_blocks, limit_blocks, run_blocks
 from lorastudy.report.sections.imported import imported_blocks
 from lorastudy.report.sections.method import (
+    configuration_block,
     environment_blocks,
     fairness_blocks,
     method_blocks,
@@ -45,14 +49,16 @@ from lorastudy.report.sections.method import (
 )
 from lorastudy.report.sections.overview import arm_blocks, failure_blocks
 from lorastudy.report.sections.results import comparison_blocks, results_blocks
+from lorastudy.report.sections.row_by_row import row_blocks
+from lorastudy.report.sections.tiles import key_figures
 from lorastudy.report.sections.tuning import racing_blocks, rate_blocks
+from lorastudy.report.sections.versus import versus_blocks
 from lorastudy.stats.held_out_curves import HeldOutCurve, held_out_curves
 from lorastudy.stats.study import give_the_same_bits
 from lorastudy.stats.summary import CurvePoint, bin_width, mean_curve
 from lorastudy.store import ExperimentTracker
 from lorastudy.store.views import StatedQuestion
 from lorastudy.suite.safe_text import Privacy
-from lorastudy.suite.suite import Suite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +184,7 @@ def compose(parts: Sequence[Part], *, output: Path, imported_apart: Sequence[str
     """
     if len(parts) == 1:
         title = Heading(level=1, text=f"LoRA study: {parts[0].studied.title}")
-        return [title, *_imported_apart(imported_apart), *_part_blocks(parts[0], level=2, output=output)]
+        return [title, *_imported_apart(imported_apart), _study_part(parts[0], level=2, output=output)]
     blocks: list[Block] = [
         Heading(level=1, text="LoRA studies"),
         Paragraph(
@@ -195,7 +201,10 @@ def compose(parts: Sequence[Part], *, output: Path, imported_apart: Sequence[str
         *_imported_apart(imported_apart),
     ]
     for part in parts:
-        blocks += [Heading(level=2, text=part.studied.title), *_part_blocks(part, level=3, output=output)]
+        blocks += [
+            Heading(level=2, text=part.studied.title),
+            _study_part(part, level=3, output=output),
+        ]
     return blocks
 
 
@@ -212,45 +221,63 @@ def _imported_apart(suites: Sequence[str]) -> list[Block]:
     return [Paragraph((text, Code("lorastudy report --suite-name NAME"), "."))]
 
 
+def _study_part(part: Part, *, level: int, output: Path) -> StudyPart:
+    return StudyPart(
+        arms=coloured_arms(part.analysis), blocks=tuple(_part_blocks(part, level=level, output=output))
+    )
+
+
 def _part_blocks(part: Part, *, level: int, output: Path) -> list[Block]:
     analysis, study, page = part.analysis, part.analysis.study, part.studied.front
-    pairs, scores = _drawn(part, "pairs"), _drawn(part, "ranks", "dots")
+    pairs, scores, frontier = _drawn(part, "pairs"), _drawn(part, "ranks", "dots"), _drawn(part, "frontier")
+    shown = pairs or scores
+    # The page shows two charts abreast; a Markdown file has the frontier in its own section.
+    charts = Shown(on_page=(*shown, *frontier), in_markdown=shown)
     return [
-        *front_blocks(page, chart=pairs or scores),
+        *front_blocks(page, figures=key_figures(analysis), charts=[charts]),
         *results_blocks(analysis, level=level),
         *(scores if pairs else ()),
         *comparison_blocks(analysis, level=level),
+        *versus_blocks(analysis, level=level),
         *decision_blocks(page, level=level),
         *_finding_blocks(analysis, level=level),
         *limit_blocks(page, level=level),
         *failure_blocks(study, level=level),
         *fairness_blocks(analysis.lint, num_arms=len(study.arms), level=level),
-        *frontier_blocks(analysis, figures=_drawn(part, "frontier"), level=level),
-        *_headed("Costs and forgetting", _drawn(part, "forgetting", "bars", "parameters"), level=level),
-        *_headed("Training curves", _drawn(part, "curves"), level=level),
-        *held_out_blocks(part.held_out, figures=_drawn(part, "held_out"), level=level),
+        *row_blocks(analysis, rows_of_deciding_pair(analysis), figures=_drawn(part, "rows"), level=level),
+        *frontier_blocks(analysis, figures=(Shown(in_markdown=frontier),), level=level),
+        *_headed(
+            "Costs and forgetting",
+            _drawn(part, "forgetting", "bars", "parameters", "predictions"),
+            level=level,
+        ),
+        *_headed("Training curves", _curve_figures(part), level=level),
+        *held_out_blocks(part.held_out, figures=(Shown(in_markdown=_drawn(part, "held_out")),), level=level),
         *run_blocks(
             page, part.questions, study=study, level=level, description=part.studied.suite.description
         ),
         *arm_blocks(study, level=level),
-        *rate_blocks(analysis, level=level),
+        *rate_blocks(analysis, figures=_drawn(part, "rates"), level=level),
         *racing_blocks(study, rungs=_rungs(part), level=level),
         *folded(pack_blocks(study, level=level)),
         *incident_blocks(study, level=level),
         *folded(prediction_blocks(study, level=level)),
         *method_blocks(analysis, level=level),
         *folded(environment_blocks(study, level=level)),
-        *folded(
-            reproduce_blocks(
-                _suite_of(part), level=level, output=output, same_bits=give_the_same_bits(study.completed)
-            )
-        ),
+        *folded(_reproduce_blocks(part, level=level, output=output)),
     ]
 
 
-def _suite_of(part: Part) -> Suite:
+def _reproduce_blocks(part: Part, *, level: int, output: Path) -> list[Block]:
+    """The suite file with its commands, and on the page the file of the arm that the study names."""
+    study, arm = part.analysis.study, part.studied.front.headline.arm
     question = part.questions[-1].question if part.questions else None
-    return suite_of(part.analysis.study, design=part.studied.design, question=question)
+    suite = suite_of(study, design=part.studied.design, question=question)
+    same_bits = give_the_same_bits(study.completed)
+    return [
+        *reproduce_blocks(suite, level=level, output=output, same_bits=same_bits),
+        *([] if arm is None else configuration_block(study, arm=arm)),
+    ]
 
 
 def _rungs(part: Part) -> tuple[float, ...]:
@@ -262,7 +289,15 @@ def _drawn(part: Part, *kinds: Kind) -> tuple[Figure, ...]:
     return tuple(figure for figure in part.figures if figure.kind in kinds)
 
 
-def _headed(title: str, figures: Sequence[Figure], *, level: int) -> list[Block]:
+def _curve_figures(part: Part) -> tuple[Block, ...]:
+    """Training loss, on the page with the held-out loss beside it; that one has its own section in Markdown."""
+    training = _drawn(part, "curves")
+    if not training:
+        return ()
+    return (Shown(on_page=(*training, *_drawn(part, "held_out")), in_markdown=training),)
+
+
+def _headed(title: str, figures: Sequence[Block], *, level: int) -> list[Block]:
     return [Heading(level=level, text=title), *figures] if figures else []
 
 

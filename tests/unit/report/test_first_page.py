@@ -7,7 +7,7 @@ import pytest
 from lorastudy.analysis.overview import Criterion, analyse, criterion_of
 from lorastudy.protocol.records import DataSummary, PackProfile
 from lorastudy.recommend.decision import decide
-from lorastudy.report.document import Bullets, Heading, Paragraph, plain
+from lorastudy.report.document import Bullets, Heading, Paragraph, Tiles, plain
 from lorastudy.report.figures.data import pairs_figure
 from lorastudy.report.findings.headline import headline
 from lorastudy.report.findings.recommendation import recommendation
@@ -66,10 +66,12 @@ def lines(analysis, *statements):
     sections = (
         run_blocks(page, statements, study=analysis.study, level=2),
         decision_blocks(page, level=2),
-        front_blocks(page, chart=()),
+        front_blocks(page, figures=Tiles(status="none", tiles=()), charts=()),
         limit_blocks(page, level=2),
     )
-    for block in (block for section in sections for block in section if not isinstance(block, Heading)):
+    for block in (
+        block for section in sections for block in section if not isinstance(block, Heading | Tiles)
+    ):
         assert isinstance(block, Paragraph | Bullets)
         texts = [block.text] if isinstance(block, Paragraph) else block.items
         found += ["".join(s if isinstance(s, str) else s.text for s in text) for text in texts]

@@ -85,15 +85,49 @@ const timer = setInterval(() => { if (drawn()) { clearInterval(timer); use(); } 
 </script>"""
 
 
+#: Written after the page's own scripts instead: looks at the page in the system's colours, then in the other ones.
+SURVEY = """<script>
+const shade = (element, name) => getComputedStyle(element)[name];
+const colours = () => ({
+  paper: shade(document.querySelector("figure"), "backgroundColor"),
+  ink: shade(document.querySelector(".chart svg .mark-text text"), "fill"),
+  text: shade(document.body, "color"),
+  page: shade(document.body, "backgroundColor"),
+});
+function survey() {
+  const seen = { width: innerWidth, system: colours() };
+  document.querySelector('[data-do="theme"]').click();
+  seen.other = colours();
+  const lefts = [...document.querySelectorAll(".figures > figure:not(.wide)")].map((figure) => figure.getBoundingClientRect().left);
+  seen.abreast = new Set(lefts.map(Math.round)).size;
+  seen.beyond = [...document.querySelectorAll("main *, nav *")]
+    .filter((each) => !each.closest(".table, .versus, pre, nav details:not([open]), main details:not([open])") && each.getBoundingClientRect().right > innerWidth + 1)
+    .map((each) => each.outerHTML.slice(0, 80));
+  seen.pageIsWider = document.documentElement.scrollWidth > document.documentElement.clientWidth;
+  seen.contentsAreOpen = document.querySelector("nav details").open;
+  scrollTo(0, 3000);
+  const nav = document.querySelector("nav").getBoundingClientRect();
+  seen.contentsStay = nav.top === 0 && nav.bottom <= innerHeight;
+  seen.errors = seenErrors;
+  parent.postMessage(JSON.stringify(seen), "*");
+}
+const drawn = () => [...document.querySelectorAll(".chart")].every((box) => box.childElementCount || box.textContent);
+const timer = setInterval(() => { if (drawn()) { clearInterval(timer); survey(); } }, 50);
+</script>"""
+#: A phone, a tablet and a desk.
+WIDTHS = (390, 820, 1440)
+
+
 #: Holds the page at a phone's width: a browser without a head makes no window narrower than 500 pixels.
-HOLD = """<!doctype html><body><iframe src="page.html" width="{width}" height="844"></iframe><script>
+HOLD = """<!doctype html><body>{frames}<script>
 addEventListener("message", (event) => {
   const note = document.createElement("pre");
-  note.id = "seen";
+  note.className = "seen";
   note.textContent = event.data;
   document.body.append(note);
 });
 </script></body>"""
+FRAME = '<iframe src="page.html" width="{width}" height="844"></iframe>'
 
 
 @pytest.fixture(scope="module")
@@ -104,19 +138,26 @@ def seen(written, tmp_path_factory):
 
 def used(written, folder, *, width):
     """What the page showed while it was used in a window of that width."""
+    (seen,) = observed(written, folder, widths=(width,), script=USE)
+    return seen
+
+
+def observed(written, folder, *, widths, script, options=()):
+    """What a script of ours noted in the page, in windows of these widths."""
     page = (written[0] / "RESULTS.html").read_text(encoding="utf-8")
     # The page runs no scripts but its own; these two are ours.
-    page = page.replace("script-src ", f"script-src {' '.join(map(allowed, (LISTEN, USE)))} ", 1)
+    page = page.replace("script-src ", f"script-src {' '.join(map(allowed, (LISTEN, script)))} ", 1)
     head, rest = page.split("<style>", maxsplit=1)
     body, end = rest.rsplit("</body>", maxsplit=1)
     copy = folder / "page.html"
-    copy.write_text(f"{head}{LISTEN}<style>{body}{USE}</body>{end}", encoding="utf-8")
+    copy.write_text(f"{head}{LISTEN}<style>{body}{script}</body>{end}", encoding="utf-8")
     holder = folder / "holder.html"
-    holder.write_text(HOLD.replace("{width}", str(width)), encoding="utf-8")
-    dom = dump_dom(holder, profile=folder / "profile")
-    noted = re.search(r'<pre id="seen">(.*?)</pre>', dom, flags=re.DOTALL)
-    assert noted, "the charts were never drawn"
-    return json.loads(unescape(noted[1]))
+    frames = "".join(FRAME.replace("{width}", str(width)) for width in widths)
+    holder.write_text(HOLD.replace("{frames}", frames), encoding="utf-8")
+    dom = dump_dom(holder, profile=folder / "profile", options=options)
+    noted = re.findall(r'<pre class="seen">(.*?)</pre>', dom, flags=re.DOTALL)
+    assert len(noted) == len(widths), "the charts were never drawn"
+    return [json.loads(unescape(each)) for each in noted]
 
 
 def allowed(element):
@@ -125,9 +166,9 @@ def allowed(element):
     return f"&#x27;sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}&#x27;"
 
 
-def dump_dom(page, *, profile):
+def dump_dom(page, *, profile, options=()):
     """The document after its scripts ran; the time that the page sees runs on at once while nothing is pending."""
-    options = [
+    flags = [
         "--headless",
         "--no-sandbox",  # a sandbox needs rights that root in a container lacks; the page is our own
         "--disable-gpu",
@@ -138,13 +179,17 @@ def dump_dom(page, *, profile):
         "--dump-dom",
     ]
     done = subprocess.run(
-        [BROWSER, *options, page.as_uri()], capture_output=True, encoding="utf-8", check=True, timeout=120
+        [BROWSER, *flags, *options, page.as_uri()],
+        capture_output=True,
+        encoding="utf-8",
+        check=True,
+        timeout=120,
     )
     return done.stdout
 
 
 def test_every_chart_is_drawn(seen):
-    assert len(seen["charts"]) == 11
+    assert len(seen["charts"]) == 12
     for chart in seen["charts"]:
         assert chart["marks"] > 5
         assert 0 < chart["width"] <= 390
@@ -195,3 +240,51 @@ def test_the_filter_hides_what_does_not_match_in_any_case(seen):
     assert seen["filtered"] == ["r=16 (untuned)"]
     assert seen["none"] == []
     assert len(seen["again"]) == 6
+
+
+@pytest.fixture(scope="module")
+def surveyed(written, tmp_path_factory):
+    """What the page looked like at each width, where the system has dark colours."""
+    folder = tmp_path_factory.mktemp("survey")
+    dark = ("--blink-settings=preferredColorScheme=0",)
+    found = observed(written, folder, widths=WIDTHS, script=SURVEY, options=dark)
+    return {seen["width"]: seen for seen in found}
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_nothing_stands_beyond_the_edge_of_any_window_and_no_script_fails(surveyed, width):
+    seen = surveyed[width]
+    assert seen["errors"] == []
+    assert seen["beyond"] == []
+    assert not seen["pageIsWider"]
+
+
+@pytest.mark.parametrize(("width", "abreast", "is_open"), [(390, 1, False), (820, 2, False), (1440, 2, True)])
+def test_charts_stand_two_abreast_but_on_a_phone_and_the_contents_stay(surveyed, width, abreast, is_open):
+    seen = surveyed[width]
+    assert seen["abreast"] == abreast
+    assert seen["contentsAreOpen"] == is_open
+    assert seen["contentsStay"]
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_page_has_the_colours_of_the_system_and_a_button_for_the_others(surveyed, width):
+    dark, light = surveyed[width]["system"], surveyed[width]["other"]
+    assert brightness(dark["page"]) < 0.1
+    assert brightness(light["page"]) > 0.9
+    for seen in (dark, light):
+        for on, written_on in (("ink", "paper"), ("text", "page")):
+            assert contrast(seen[on], seen[written_on]) > 7  # WCAG 2.2, level AAA
+
+
+def brightness(colour):
+    """The relative luminance of `rgb(r, g, b)`, by WCAG 2.2."""
+    parts = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
+    red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def contrast(one, other):
+    """The contrast ratio of two colours, by WCAG 2.2."""
+    low, high = sorted(map(brightness, (one, other)))
+    return (high + 0.05) / (low + 0.05)

@@ -30,6 +30,7 @@ PLOTS = (
     "training_time",
     "adapter_size",
     "parameters",
+    "rows",
     "training_curves",
     "forgetting",
 )
@@ -100,8 +101,8 @@ def test_the_page_needs_no_network_and_carries_its_library_once(written):
     assert not re.search(r"<link|<script[^>]+src=|@import|url\(", own)
     assert not re.search(r"(?:src|href)\s*=\s*[\"']?(?:https?:)?//", own)
     assert "default-src 'none'" in own.replace("&#x27;", "'")
-    # 1 + 3 + 1 + 2 + 1 + 1 + 1 + 1 panels
-    assert own.count('<div class="chart"></div>') == 11
+    # 1 + 3 + 1 + 2 + 1 + 1 + 1 + 1 + 1 panels
+    assert own.count('<div class="chart"></div>') == 12
 
 
 def test_page_and_markdown_say_the_same(written):

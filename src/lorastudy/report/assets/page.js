@@ -1,63 +1,71 @@
 
-"use strict";
-
-// Charts: the n-th box takes the n-th specification.
-const specs = JSON.parse(document.getElementById("charts").textContent);
-const actions = { export: true, source: false, compiled: false, editor: false };
-document.querySelectorAll(".chart").forEach((box, index) => {
-  window.vegaEmbed(box, specs[index], { actions, renderer: "svg" }).catch((error) => {
-    box.textContent = "This chart could not be drawn: " + error.message;
+// Contents: open beside the page, closed above it, where they would cover a phone's screen.
+const contents = document.querySelector("nav details");
+const beside = matchMedia("(min-width: 84rem)");
+if (contents) {
+  const place = () => { contents.open = beside.matches; };
+  place();
+  beside.addEventListener("change", place);
+  contents.addEventListener("click", (event) => {
+    if (event.target.closest("a") && !beside.matches) contents.open = false;
   });
+}
+
+// Colours: those of the system, until a reader chooses.
+const isDark = () =>
+  (document.documentElement.dataset.theme ??
+    (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light")) === "dark";
+document.querySelector('[data-do="theme"]').addEventListener("click", () => {
+  document.documentElement.dataset.theme = isDark() ? "light" : "dark";
 });
+document.querySelector('[data-do="print"]').addEventListener("click", () => print());
 
-// Tables: click a heading to sort, type to filter.
-function compareCells(one, other, numeric) {
-  if (!numeric) return one.textContent.localeCompare(other.textContent, undefined, { numeric: true });
-  const values = [one, other].map((cell) => ("value" in cell.dataset ? Number(cell.dataset.value) : Infinity));
-  return values[0] === values[1] ? 0 : values[0] - values[1];
-}
-
-function sortBy(table, heading) {
-  const column = heading.cellIndex;
-  const descending = heading.getAttribute("aria-sort") === "ascending";
-  const body = table.tBodies[0];
-  const rows = [...body.rows];
-  const numeric = rows.some((row) => "value" in row.cells[column].dataset);
-  rows.sort((a, b) => compareCells(a.cells[column], b.cells[column], numeric) * (descending ? -1 : 1));
-  for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
-  heading.setAttribute("aria-sort", descending ? "descending" : "ascending");
-  body.append(...rows);
-}
-
-function addFilter(table) {
-  const input = document.createElement("input");
-  input.type = "search";
-  input.className = "filter";
-  input.placeholder = "Filter rows";
-  input.setAttribute("aria-label", "Filter rows");
-  input.addEventListener("input", () => {
-    const wanted = input.value.toLowerCase();
-    for (const row of table.tBodies[0].rows) {
-      row.hidden = ![...row.cells].some((cell) => cell.textContent.toLowerCase().includes(wanted));
-    }
-  });
-  table.parentElement.before(input);
-}
-
-document.querySelectorAll("table").forEach((table) => {
-  if (table.tBodies[0].rows.length > 3) addFilter(table);
-  for (const heading of table.tHead.rows[0].cells) {
-    heading.tabIndex = 0;
-    heading.addEventListener("click", () => sortBy(table, heading));
-    heading.addEventListener("keydown", (event) => {
-      if (event.key !== "Enter" && event.key !== " ") return;
-      event.preventDefault();
-      sortBy(table, heading);
-    });
+// Code: a button copies it; code with a name has one in the head of its study, too.
+async function copy(text) {
+  try {
+    await navigator.clipboard.writeText(text);
+  } catch {
+    const area = document.createElement("textarea");
+    area.value = text;
+    document.body.append(area);
+    area.select();
+    document.execCommand("copy"); // the only way where the page is not served safely
+    area.remove();
   }
-});
+}
+
+function copyButton(label, code) {
+  const button = document.createElement("button");
+  button.type = "button";
+  button.className = "copy";
+  button.textContent = label;
+  button.addEventListener("click", async () => {
+    await copy(code.textContent);
+    button.textContent = "Copied";
+    setTimeout(() => { button.textContent = label; }, 1500);
+  });
+  return button;
+}
+
+for (const box of document.querySelectorAll(".code")) {
+  const code = box.querySelector("code");
+  box.append(copyButton("Copy", code));
+  const tiles = box.closest(".study")?.querySelector(".tiles");
+  if (!box.dataset.copied || !tiles) continue;
+  if (!tiles.nextElementSibling?.classList.contains("copies")) {
+    const copies = document.createElement("div");
+    copies.className = "copies";
+    tiles.after(copies);
+  }
+  tiles.nextElementSibling.append(copyButton(`Copy ${box.dataset.copied}`, code));
+}
 
 // Paper has no clicks: what is folded is printed open.
+let folded = [];
 addEventListener("beforeprint", () => {
-  for (const folded of document.querySelectorAll("details")) folded.open = true;
+  folded = [...document.querySelectorAll("main details:not([open])")];
+  for (const each of folded) each.open = true;
+});
+addEventListener("afterprint", () => {
+  for (const each of folded) each.open = false;
 });

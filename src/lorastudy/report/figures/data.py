@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from lorastudy.analysis.overview import Analysis
+from lorastudy.recommend.decision import decide
 from lorastudy.report.document import (
-    DASHES,
-    PALETTE,
+    MAX_CURVES,
     CurveRow,
     Estimate,
     Figure,
@@ -20,8 +20,10 @@ from lorastudy.report.document import (
     Panel,
     ParameterRow,
 )
+from lorastudy.report.figures.evidence import predictions_figure, rates_figure, rows_figure, with_unit
 from lorastudy.report.findings.wording import margin_was_set
 from lorastudy.report.numbers import duration_unit, size_unit
+from lorastudy.report.sections.overview import configuration_of
 from lorastudy.stats.held_out_curves import HeldOutCurve
 from lorastudy.stats.rate_choice import compared_arms
 from lorastudy.stats.study import StudyArm
@@ -36,8 +38,6 @@ from lorastudy.stats.summary import (
     Spread,
 )
 
-#: The number of combinations of colour and dash.
-MAX_CURVES = len(PALETTE) * len(DASHES)
 #: With more arms a figure would be taller than two pages; tables show all arms, figures the foremost ones.
 MAX_DRAWN = 60
 
@@ -57,18 +57,25 @@ def study_figures(
         training_time_figure(drawn),
         adapter_size_figure(drawn),
         parameters_figure(drawn),
+        predictions_figure(drawn),
+        rates_figure(analysis),
+        rows_figure(analysis),
         curves_figure(analysis, curves),
         held_out_figure(analysis, held_out or {}),
         forgetting_figure(drawn),
     )
-    # The arms that are compared take the first colours, since those differ most.
-    every = tuple(dict.fromkeys([*curve_arms(analysis), *_names(analysis.completed)]))
+    every = coloured_arms(analysis)
     figures = tuple(replace(figure, coloured=every) for figure in built if figure is not None)
     return (
         figures
         if drawn is analysis
         else tuple(_with_what_is_left_out(figure, analysis) for figure in figures)
     )
+
+
+def coloured_arms(analysis: Analysis) -> tuple[str, ...]:
+    """All arms with a result, in the order of their colours. Those that are compared come first: the first colours differ most."""
+    return tuple(dict.fromkeys([*curve_arms(analysis), *_names(analysis.completed)]))
 
 
 def curve_arms(analysis: Analysis) -> tuple[str, ...]:
@@ -84,7 +91,7 @@ def comparison_figure(analysis: Analysis) -> Figure | None:
     loss = Panel(label="Held-out loss (nats per token)", rows=_scores(arms, LOSS))
     match = Panel(label="Exact match (share)", rows=_scores(arms, EXACT_MATCH))
     primary = analysis.primary
-    own = [Panel(label=_with_unit(primary), rows=_scores(arms, primary))] * (
+    own = [Panel(label=with_unit(primary), rows=_scores(arms, primary))] * (
         primary in analysis.criterion.added_metrics
     )
     panels = tuple(panel for panel in (*own, loss, match, _memory_panel(arms)) if panel.rows)
@@ -105,41 +112,51 @@ def comparison_figure(analysis: Analysis) -> Figure | None:
     )
 
 
-def _with_unit(metric: Metric) -> str:
-    return f"{metric.title} ({metric.unit})" if metric.unit else metric.title
-
-
 def frontier_figure(analysis: Analysis) -> Figure | None:
-    """Held-out loss against peak memory, with the arms that none beats on both; None if memory is not comparable."""
+    """Held-out loss against peak memory and step time; None if memory is not comparable.
+
+    The arms that none beats on loss and memory are filled, and the arm that the study names is marked.
+    """
     if not analysis.costs_are_comparable:
         return None
     unit, scale = _memory_unit(analysis.completed)
+    times = [time.median for s in analysis.completed if (time := s.costs.step_seconds)]
+    time_unit, time_scale = duration_unit(times)
     points = tuple(
         FrontierPoint(
             arm=summary.arm.name,
             memory=memory.mean / scale,
+            time=None if (time := summary.costs.step_seconds) is None else time.median / time_scale,
             loss=loss.mean,
             loss_low=_low(loss),
             loss_high=_high(loss),
             n=loss.n,
             on_frontier=summary.arm.name in analysis.frontier,
+            configuration=configuration_of(summary.arm, analysis.study),
         )
         for summary in analysis.completed
         if (loss := summary.score(LOSS)) and (memory := summary.costs.peak_memory_bytes)
     )
     if not points:
         return None
+    decision = decide(analysis)
+    marked_as = "recommended" if decision.is_recommended else "for now"
+    named = "" if decision.arm is None else f" Ring: {marked_as}."
+    size = " Area: time of one step, alone." if times else ""
     return Figure(
         name="efficiency_frontier",
         kind="frontier",
-        title="Efficiency frontier: loss against memory",
-        caption="Filled: on these two counts alone no other arm is better on both. Bar: one standard "
-        "deviation over seeds; arms whose bars overlap may change places.",
+        title="Loss against memory and time",
+        caption="Filled: on loss and memory alone no other arm is better on both, the efficiency frontier. Bar: one standard "
+        f"deviation over seeds; arms whose bars overlap may change places.{size}{named}",
         alt="Scatter plot of held-out loss against peak memory; the frontier is "
         + ", ".join(analysis.frontier),
         arms=_names(analysis.completed),
         points=points,
         x_label=f"Peak memory, arm alone ({unit})",
+        size_label=f"One step ({time_unit})" if times else "",
+        marked=decision.arm,
+        marked_as=marked_as,
     )
 
 
@@ -292,7 +309,7 @@ def _foremost(analysis: Analysis) -> Analysis:
 
 def _with_what_is_left_out(figure: Figure, analysis: Analysis) -> Figure:
     """The figure with a note on which arms it shows; frontier and curves have their own notes."""
-    if figure.kind in {"frontier", "curves", "held_out"}:
+    if figure.kind in {"frontier", "curves", "held_out", "rates", "rows"}:
         return figure
     note = (
         f" Of {len(analysis.completed)} arms, the reference, the frontier and those with the best scores; the tables "

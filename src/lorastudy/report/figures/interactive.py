@@ -8,12 +8,14 @@ from typing import Any
 
 import altair as alt
 
-from lorastudy.report.document import GREY, SKY, Estimate, Figure, Kind, Panel, dash
+from lorastudy.report.document import GREY, SKY, Estimate, Figure, FrontierPoint, Kind, Panel, dash
 
 Spec = dict[str, Any]
 Rows = Sequence[Mapping[str, object]]
 #: Pixels that a row of the forest plot takes, and by how many its verdict stands above its bar.
 _PAIR_HEIGHT, _VERDICT_ABOVE = 54, 20
+#: Square pixels of the dot of the slowest arm.
+_LARGEST_AREA = 180
 _CONFIG: Mapping[str, Any] = {
     "font": "system-ui, sans-serif",
     "view": {"stroke": None},
@@ -122,30 +124,61 @@ def _bar_panel(panel: Panel, figure: Figure) -> Any:
 
 
 def _frontier(figure: Figure) -> list[Any]:
-    rows = [vars(point) for point in figure.points]
+    rows = [_point_row(point, figure) for point in figure.points]
     loss = "Held-out loss (nats per token)"
-    x = alt.X("memory:Q", title=figure.x_label, scale=alt.Scale(zero=False, padding=24))
+    x = alt.X("memory:Q", title=figure.x_label, scale=alt.Scale(zero=False, padding=28))
     y = alt.Y("loss:Q", title=loss, scale=alt.Scale(zero=False, padding=16))
     base = alt.Chart(_inline(rows)).encode(x=x)
-    shade = _shades(figure)
+    shade, tooltip = _shades(figure), _point_tooltip(figure, loss=loss)
+    area = alt.Size("area:Q", scale=None)
     steps = base.mark_line(color=GREY, interpolate="step-after").encode(y=y)
     bars = base.mark_rule(strokeWidth=2).encode(
         y=alt.Y("loss_low:Q", title=loss), y2="loss_high:Q", color=shade
     )
-    dots = base.mark_point(size=90, opacity=1).encode(
-        y=y,
-        color=shade,
-        fill=_fills(figure, when="datum.on_frontier"),
-        tooltip=[
-            alt.Tooltip("arm:N", title="Arm"),
-            alt.Tooltip("loss:Q", title=loss, format=".5g"),
-            alt.Tooltip("memory:Q", title=figure.x_label, format=".4g"),
-            alt.Tooltip("on_frontier:N", title="On the frontier"),
-            alt.Tooltip("n:Q", title="Seeds"),
-        ],
+    dots = base.mark_point(opacity=1).encode(
+        y=y, color=shade, size=area, fill=_fills(figure, when="datum.on_frontier"), tooltip=tooltip
     )
-    layers = [steps.transform_filter("datum.on_frontier"), bars, dots, *_frontier_names(base, rows, y=y)]
-    return [alt.layer(*layers).properties(height=340)]
+    ring = base.mark_point(size=2.6 * _LARGEST_AREA, stroke="black", strokeWidth=1.6).encode(
+        y=y, tooltip=tooltip
+    )
+    marked = [] if figure.marked is None else [ring.transform_filter("datum.is_marked")]
+    layers = [
+        steps.transform_filter("datum.on_frontier"),
+        bars,
+        dots,
+        *marked,
+        *_frontier_names(base, rows, y=y),
+    ]
+    return [alt.layer(*layers).properties(height=280)]
+
+
+def _point_row(point: FrontierPoint, figure: Figure) -> dict[str, object]:
+    """The point with its name as the chart shows it, the area of its dot, and its settings as columns of their own."""
+    row = {key: value for key, value in vars(point).items() if key != "configuration"}
+    is_marked = point.arm == figure.marked
+    slowest = max((each.time for each in figure.points if each.time is not None), default=None)
+    share = 0.5 if point.time is None or slowest is None else point.time / slowest
+    return {
+        **row,
+        "is_marked": is_marked,
+        "label": f"{point.arm} ({figure.marked_as})" if is_marked else point.arm,
+        "area": _LARGEST_AREA * share,
+        **{f"setting_{key}": value for key, value in point.configuration},
+    }
+
+
+def _point_tooltip(figure: Figure, *, loss: str) -> list[Any]:
+    """What was measured of the arm, then its whole configuration."""
+    keys = dict.fromkeys(key for point in figure.points for key, _ in point.configuration)
+    return [
+        alt.Tooltip("arm:N", title="Arm"),
+        alt.Tooltip("loss:Q", title=loss, format=".5g"),
+        alt.Tooltip("memory:Q", title=figure.x_label, format=".4g"),
+        *([alt.Tooltip("time:Q", title=figure.size_label, format=".3g")] if figure.size_label else []),
+        alt.Tooltip("on_frontier:N", title="On the frontier"),
+        alt.Tooltip("n:Q", title="Seeds"),
+        *(alt.Tooltip(f"setting_{key}:N", title=key) for key in keys),
+    ]
 
 
 def _frontier_names(base: Any, rows: Rows, *, y: Any) -> list[Any]:
@@ -155,8 +188,8 @@ def _frontier_names(base: Any, rows: Rows, *, y: Any) -> list[Any]:
     """
     memories = [float(str(row["memory"])) for row in rows]
     middle = (min(memories) + max(memories)) / 2
-    right_of = base.mark_text(align="left", dx=9, dy=-10, fontSize=12).encode(y=y, text="arm:N")
-    left_of = base.mark_text(align="right", dx=-9, dy=12, fontSize=12).encode(y=y, text="arm:N")
+    right_of = base.mark_text(align="left", dx=11, dy=-10, fontSize=12).encode(y=y, text="label:N")
+    left_of = base.mark_text(align="right", dx=-11, dy=12, fontSize=12).encode(y=y, text="label:N")
     return [
         right_of.transform_filter(f"datum.memory <= {middle!r}"),
         left_of.transform_filter(f"datum.memory > {middle!r}"),
@@ -191,19 +224,7 @@ def _parameters(figure: Figure) -> list[Any]:
 
 def _curves(figure: Figure) -> list[Any]:
     rows = [{"arm": row.arm, "is_marked": row.is_marked, **vars(row.point)} for row in figure.curves]
-    arms = list(figure.arms)
-    shade = alt.Color(
-        "arm:N",
-        title="Arm",
-        sort=arms,
-        scale=alt.Scale(domain=arms, range=[figure.colour_of(arm) for arm in arms]),
-    )
-    dashes = alt.StrokeDash(
-        "arm:N",
-        title="Arm",
-        sort=arms,
-        scale=alt.Scale(domain=arms, range=[list(dash(figure.place(arm))) or [1, 0] for arm in arms]),
-    )
+    shade, dashes = _legend(figure)
     loss = figure.y_label
     base = alt.Chart(_inline(rows)).encode(x=alt.X("step:Q", title=figure.x_label), color=shade)
     bands = base.mark_area(opacity=0.15).encode(y=alt.Y("low:Q", title=loss), y2="high:Q")
@@ -226,6 +247,83 @@ def _curves(figure: Figure) -> list[Any]:
     )
     layers = [bands, lines, *([marked] if any(row.is_marked for row in figure.curves) else []), points]
     return [alt.layer(*layers).properties(height=320)]
+
+
+def _rates(figure: Figure) -> list[Any]:
+    rows = [vars(row) for row in figure.rates]
+    x = alt.X(
+        "rate:Q",
+        title=figure.x_label,
+        scale=alt.Scale(type="log", nice=False, padding=20),
+        axis=alt.Axis(
+            values=sorted({row.rate for row in figure.rates}), format=".2~e", grid=False, labelOverlap=True
+        ),
+    )
+    y = alt.Y("mean:Q", title=figure.y_label, scale=alt.Scale(zero=False))
+    shade, dashes = _legend(figure)
+    base = alt.Chart(_inline(rows)).encode(x=x, y=y, color=shade)
+    lines = base.mark_line(strokeWidth=2).encode(strokeDash=dashes)
+    dots = base.mark_circle(size=60, opacity=1).encode(
+        tooltip=[
+            alt.Tooltip("arm:N", title="Arm"),
+            alt.Tooltip("rate:Q", title=figure.x_label, format=".3~e"),
+            alt.Tooltip("mean:Q", title=figure.y_label, format=".5g"),
+            alt.Tooltip("is_taken:N", title="Taken"),
+        ]
+    )
+    taken = base.mark_point(size=220, strokeWidth=2, opacity=1).transform_filter("datum.is_taken")
+    return [alt.layer(lines, dots, taken).properties(height=320)]
+
+
+def _predictions(figure: Figure) -> list[Any]:
+    names = [row.name for row in figure.predictions]
+    rows = [{**vars(row), "error": row.predicted / row.measured - 1} for row in figure.predictions]
+    base = alt.Chart(_inline(rows)).encode(
+        y=alt.Y("name:N", title=None, sort=names, axis=alt.Axis(labelLimit=220)),
+        tooltip=[
+            alt.Tooltip("name:N", title="What trained"),
+            alt.Tooltip("predicted:Q", title="Predicted", format=".5g"),
+            alt.Tooltip("measured:Q", title="Measured", format=".5g"),
+            alt.Tooltip("error:Q", title="Error", format="+.1%"),
+        ],
+    )
+    x = alt.X("predicted:Q", title=figure.x_label, scale=alt.Scale(zero=False, padding=12))
+    lines = base.mark_rule(color="#C8C8C8", strokeWidth=2).encode(x=x, x2="measured:Q")
+    at = alt.X("measured:Q", title=figure.x_label)
+    packs = base.mark_point(size=70, filled=True, opacity=1, color=GREY).encode(x=at)
+    arms = base.mark_point(size=70, filled=True, opacity=1).encode(x=at, color=_shades(figure))
+    predicted = base.mark_point(size=140, color=GREY, opacity=1).encode(x=x)
+    layers = (
+        lines,
+        packs.transform_filter("datum.arm === null"),
+        arms.transform_filter("datum.arm !== null"),
+        predicted,
+    )
+    return [alt.layer(*layers).properties(height=_height(names))]
+
+
+def _rows(figure: Figure) -> list[Any]:
+    (arm,) = figure.arms
+    rows = [{"arm": arm, **vars(row)} for row in figure.rows]
+    bars = (
+        alt.Chart(_inline(rows))
+        .mark_rule(strokeWidth=max(1.0, 300 / len(rows)))
+        .encode(
+            x=alt.X(
+                "place:Q", title=figure.x_label, scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format=".0%")
+            ),
+            y=alt.Y("difference:Q", title=figure.y_label),
+            y2=alt.Y2Datum(0),
+            color=_shades(figure),
+            tooltip=[
+                alt.Tooltip("row:Q", title="Row"),
+                alt.Tooltip("ours:Q", title=arm, format=".4g"),
+                alt.Tooltip("theirs:Q", title=figure.marked or "", format=".4g"),
+                alt.Tooltip("difference:Q", title="Difference", format="+.4g"),
+            ],
+        )
+    )
+    return [alt.layer(bars).properties(height=260)]
 
 
 def _forgetting(figure: Figure) -> list[Any]:
@@ -282,6 +380,16 @@ def _pairs(figure: Figure) -> list[Any]:
 def _scale(figure: Figure) -> Any:
     arms = list(figure.arms)
     return alt.Scale(domain=arms, range=[figure.colour_of(arm) for arm in arms])
+
+
+def _legend(figure: Figure) -> tuple[Any, Any]:
+    """Each arm in its colour and its dash, with a legend of both."""
+    arms = list(figure.arms)
+    dashes = [list(dash(figure.place(arm))) or [1, 0] for arm in arms]
+    return (
+        alt.Color("arm:N", title="Arm", sort=arms, scale=_scale(figure)),
+        alt.StrokeDash("arm:N", title="Arm", sort=arms, scale=alt.Scale(domain=arms, range=dashes)),
+    )
 
 
 def _shades(figure: Figure) -> Any:
@@ -358,4 +466,7 @@ _CHARTS: dict[Kind, Callable[[Figure], list[Any]]] = {
     "held_out": _curves,
     "forgetting": _forgetting,
     "pairs": _pairs,
+    "rates": _rates,
+    "predictions": _predictions,
+    "rows": _rows,
 }

@@ -13,10 +13,17 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
-from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import (
+    EngFormatter,
+    LogLocator,
+    MaxNLocator,
+    NullFormatter,
+    NullLocator,
+    PercentFormatter,
+)
 from matplotlib.transforms import Bbox
 
-from lorastudy.report.document import GREY, SKY, Estimate, Figure, Kind, Panel, dash
+from lorastudy.report.document import GREY, SKY, Estimate, Figure, FrontierPoint, Kind, Panel, dash
 from lorastudy.report.numbers import decimals_of_size, number
 
 WIDTH_INCHES = 7.0
@@ -37,6 +44,8 @@ _PLACES: tuple[tuple[float, float, str], ...] = (
     (-8, -30, "right"),
 )
 _MARKER_PIXELS = 6.0
+#: Diameter in points of the dot of the slowest arm.
+_LARGEST_DOT = 10.0
 _RC: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 11,
@@ -151,6 +160,7 @@ def _frontier(figure: Figure) -> Canvas:
     axes = canvas.subplots()
     best = [point for point in figure.points if point.on_frontier]
     best.sort(key=lambda point: point.memory)
+    slowest = max((point.time for point in figure.points if point.time is not None), default=None)
     axes.step(
         [p.memory for p in best],
         [p.loss for p in best],
@@ -166,17 +176,42 @@ def _frontier(figure: Figure) -> Canvas:
                 [point.memory] * 2, [point.loss_low, point.loss_high], color=shade, linewidth=1.8, zorder=2
             )
         fill = shade if point.on_frontier else "white"
+        size = _dot_size(point, slowest)
         axes.plot(
-            [point.memory], [point.loss], "o", color=shade, markerfacecolor=fill, markersize=8, zorder=3
+            [point.memory], [point.loss], "o", color=shade, markerfacecolor=fill, markersize=size, zorder=3
         )
+        if point.arm == figure.marked:
+            axes.plot(
+                [point.memory],
+                [point.loss],
+                "o",
+                color="black",
+                markerfacecolor="none",
+                markersize=17,
+                markeredgewidth=1.6,
+                zorder=4,
+            )
     axes.margins(0.12)
     axes.set_xlabel(figure.x_label)
     axes.set_ylabel("Held-out loss (nats per token)")
     axes.set_title(figure.title, loc="left")
     # Beyond the names that fit, only those of the frontier: the table has the others.
     named = figure.points if len(figure.points) <= MANY_ARMS else best
-    place_labels(axes, [(point.memory, point.loss, _shortened(point.arm)) for point in named])
+    labels = {figure.marked: f" ({figure.marked_as})"}
+    place_labels(
+        axes,
+        [
+            (point.memory, point.loss, f"{_shortened(point.arm)}{labels.get(point.arm, '')}")
+            for point in named
+        ],
+    )
     return canvas
+
+
+def _dot_size(point: FrontierPoint, slowest: float | None) -> float:
+    """The diameter of the dot in points: its area grows with the time of a step."""
+    share = 0.5 if point.time is None or slowest is None else point.time / slowest
+    return _LARGEST_DOT * math.sqrt(share)
 
 
 def _parameters(figure: Figure) -> Canvas:
@@ -247,6 +282,68 @@ def _curves(figure: Figure) -> Canvas:
     axes.set_title(figure.title, loc="left")
     axes.margins(x=0.02)
     _legend(canvas, axes, arms=figure.arms)
+    return canvas
+
+
+def _rates(figure: Figure) -> Canvas:
+    """Mean score over the learning rate, one line for each configuration, with a ring at the rate taken."""
+    canvas = Canvas(figsize=(WIDTH_INCHES, 4.6 + _legend_inches(figure.arms)), layout="constrained")
+    axes = canvas.subplots()
+    for arm in figure.arms:
+        rows = [row for row in figure.rates if row.arm == arm]
+        shade = figure.colour_of(arm)
+        rates, means = [row.rate for row in rows], [row.mean for row in rows]
+        (line,) = axes.plot(rates, means, "o-", color=shade, markersize=5, label=_shortened(arm))
+        if dash(figure.place(arm)):
+            line.set_dashes(dash(figure.place(arm)))
+        for row in rows:
+            if row.is_taken:
+                axes.plot([row.rate], [row.mean], "o", color=shade, markerfacecolor="none", markersize=12)
+    axes.set_xscale("log")
+    ticks = sorted({row.rate for row in figure.rates})
+    axes.set_xticks(ticks, [f"{rate:.2g}" for rate in ticks], rotation=30 if len(ticks) > 6 else 0)
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel(figure.x_label)
+    axes.set_ylabel(figure.y_label)
+    axes.set_title(figure.title, loc="left")
+    _legend(canvas, axes, arms=figure.arms)
+    return canvas
+
+
+def _predictions(figure: Figure) -> Canvas:
+    """Peak memory as predicted (hollow) and as measured (filled), one line for each arm and pack."""
+    rows = figure.predictions
+    height = 1.55 + _row_inches([row.name for row in rows]) * len(rows)
+    canvas = Canvas(figsize=(WIDTH_INCHES, height), layout="constrained")
+    axes = canvas.subplots()
+    for y, row in enumerate(rows):
+        shade = GREY if row.arm is None else figure.colour_of(row.arm)
+        axes.plot([row.predicted, row.measured], [y, y], color="#C8C8C8", linewidth=2, zorder=1)
+        label = None if y else "predicted"
+        axes.plot([row.predicted], [y], "o", color=GREY, markerfacecolor="none", markersize=10, label=label)
+        axes.plot([row.measured], [y], "o", color=shade, markersize=7, label=None if y else "measured")
+    _arm_axis(axes, [row.name for row in rows])
+    axes.set_xlabel(figure.x_label)
+    axes.set_title(figure.title, loc="left")
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0.1)
+    return canvas
+
+
+def _rows(figure: Figure) -> Canvas:
+    """One bar for each row, in order of cost."""
+    canvas = Canvas(figsize=(WIDTH_INCHES, 3.6), layout="constrained")
+    axes = canvas.subplots()
+    (arm,) = figure.arms
+    places = [row.place for row in figure.rows]
+    axes.vlines(
+        places, 0, [row.difference for row in figure.rows], color=figure.colour_of(arm), linewidth=1.2
+    )
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.xaxis.set_major_formatter(PercentFormatter(1))
+    axes.set_xlabel(figure.x_label)
+    axes.set_ylabel(figure.y_label)
+    axes.set_title(figure.title, loc="left")
+    axes.margins(x=0.02)
     return canvas
 
 
@@ -400,4 +497,7 @@ _DRAWINGS: dict[Kind, Callable[[Figure], Canvas]] = {
     "held_out": _curves,
     "forgetting": _forgetting,
     "pairs": _pairs,
+    "rates": _rates,
+    "predictions": _predictions,
+    "rows": _rows,
 }

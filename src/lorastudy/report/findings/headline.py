@@ -168,7 +168,7 @@ def _open(analysis: Analysis, decision: ArmDecision) -> str:
 
 def _how_sure(analysis: Analysis, decision: ArmDecision) -> str:
     """The one difference that matters most, with its interval, and what its seeds can show."""
-    pair = _deciding_pair(analysis, decision)
+    pair = deciding_pair(analysis, decision)
     if pair is None or pair.mean is None:
         return _why_invalid(analysis) if decision.reason == "no valid comparison" else ""
     few = pair.n < MIN_SEEDS and decision.status != "decided"
@@ -180,7 +180,7 @@ def _why_invalid(analysis: Analysis) -> str:
     return f"{names(reasons)}: this invalidates the verdicts." if reasons else ""
 
 
-def _deciding_pair(analysis: Analysis, decision: ArmDecision) -> Comparison | None:
+def deciding_pair(analysis: Analysis, decision: ArmDecision) -> Comparison | None:
     """The comparison behind the answer: of the arm with the reference, or with the arm that comes nearest."""
     pairs = [one for one in analysis.primary_comparisons if one.mean is not None and one.is_valid]
     if not pairs:

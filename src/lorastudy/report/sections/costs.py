@@ -6,7 +6,6 @@ on one base model. It has costs as a whole, and predictions that are scored here
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from lorastudy.analysis.overview import Analysis
 from lorastudy.protocol.records import PackProfile
@@ -14,7 +13,6 @@ from lorastudy.report.document import (
     Block,
     Bullets,
     Cell,
-    Figure,
     Heading,
     Paragraph,
     Strong,
@@ -35,6 +33,7 @@ from lorastudy.report.numbers import (
     signed,
     size_unit,
 )
+from lorastudy.report.predictions import Scored, scored_predictions
 from lorastudy.stats.best import ConfidenceSet
 from lorastudy.stats.frontier import Standing
 from lorastudy.stats.rate_choice import tried_rates
@@ -45,7 +44,7 @@ from lorastudy.suite.question import MIN_SEEDS
 ONE_BY_ONE = "reference"
 
 
-def frontier_blocks(analysis: Analysis, *, figures: tuple[Figure, ...], level: int) -> list[Block]:
+def frontier_blocks(analysis: Analysis, *, figures: tuple[Block, ...], level: int) -> list[Block]:
     """The standings with their probabilities, the plot, and the arms that may be the best; nothing for fewer than two arms."""
     if len(analysis.standings) < 2:
         return list(figures)
@@ -282,24 +281,9 @@ def _scaled(value: float | None, scale: float) -> Cell:
     return Cell(number(None if value is None else value / scale, 1), value)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Scored:
-    """A prediction and its measurement."""
-
-    name: str
-    predicted: int
-    measured: int
-
-    @property
-    def error(self) -> float:
-        """Predicted over measured, less 1: positive where too much was predicted."""
-        return self.predicted / self.measured - 1
-
-
 def prediction_blocks(study: Study, *, level: int) -> list[Block]:
     """A row for each arm alone, and for each pack on a GPU; empty without predictions."""
-    arms, packs = _arms(study), _packs(study)
-    scored = [*arms, *packs]
+    scored = scored_predictions(study)
     if not scored:
         return []
     kinds = {r.prediction.memory_kind for r in study.completed if r.prediction is not None}
@@ -317,39 +301,6 @@ def prediction_blocks(study: Study, *, level: int) -> list[Block]:
         Paragraph((text,)),
         _score_table(scored),
     ]
-
-
-def _arms(study: Study) -> list[Scored]:
-    """One for each arm: arms of equal shape are measured once, so seeds add nothing."""
-    found: dict[str, Scored] = {}
-    for result in study.completed:
-        prediction, profile = result.prediction, result.profile
-        if prediction is None or profile is None or profile.peak_memory_bytes is None:
-            continue
-        if prediction.memory_kind == profile.memory_kind:
-            found.setdefault(
-                result.arm,
-                Scored(
-                    name=f"{result.arm}, alone",
-                    predicted=prediction.alone_bytes,
-                    measured=profile.peak_memory_bytes,
-                ),
-            )
-    return list(found.values())
-
-
-def _packs(study: Study) -> list[Scored]:
-    found: dict[object, Scored] = {}
-    for result in study.completed:
-        prediction, pack = result.prediction, result.pack_profile
-        if prediction is None or pack is None or pack.peak_memory_bytes is None:
-            continue
-        if prediction.memory_kind == pack.memory_kind:
-            key = (result.pack_id, result.attempt)
-            name = f"pack {len(found) + 1}, {pack.num_arms} experiments"
-            scored = Scored(name=name, predicted=prediction.pack_bytes, measured=pack.peak_memory_bytes)
-            found.setdefault(key, scored)
-    return list(found.values())
 
 
 def _score_table(scored: Sequence[Scored]) -> Table:

@@ -5,13 +5,13 @@ It tells an arm that is worse from an arm that trained too long. A sentence clai
 
 from collections.abc import Mapping, Sequence
 
-from lorastudy.report.document import Block, Bullets, Code, Figure, Heading, Paragraph, Strong, Text
+from lorastudy.report.document import Block, Bullets, Code, Heading, Paragraph, Strong, Text
 from lorastudy.report.numbers import listing, names, number, percent
 from lorastudy.stats.held_out_curves import HeldOutCurve
 
 
 def held_out_blocks(
-    curves: Mapping[str, HeldOutCurve], *, figures: Sequence[Figure], level: int
+    curves: Mapping[str, HeldOutCurve], *, figures: Sequence[Block], level: int
 ) -> list[Block]:
     """The heading, what the sentences rest on, the figure, and a sentence for each arm; empty without curves."""
     if not curves:

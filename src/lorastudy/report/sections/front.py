@@ -13,7 +13,7 @@ from lorastudy.analysis.overview import Analysis
 from lorastudy.lint.case import LintFinding, arms_in_words
 from lorastudy.lint.evidence import TOO_FEW_SEEDS
 from lorastudy.recommend.decision import arms_with_more_loss, decide, harmed_arms
-from lorastudy.report.document import Block, Bullets, Figure, Heading, Paragraph, Strong, Text
+from lorastudy.report.document import Block, Bullets, Heading, Paragraph, Strong, Text, Tiles
 from lorastudy.report.findings.by_type import questions_of
 from lorastudy.report.findings.headline import Headline, headline
 from lorastudy.report.findings.recommendation import Advice, recommendation
@@ -96,15 +96,16 @@ def front_page(analysis: Analysis, *, statements: Sequence[StatedQuestion] = ())
     )
 
 
-def front_blocks(page: FrontPage, *, chart: Sequence[Figure]) -> list[Block]:
-    """The answer, how sure it is and what it costs; the chart that shows it; the gravest limits."""
+def front_blocks(page: FrontPage, *, figures: Tiles, charts: Sequence[Block]) -> list[Block]:
+    """The answer, on the page with its key figures; how sure it is and what it costs; the charts; the gravest limits."""
     shown = page.limits[:_MOST_LIMITS]
     more = len(page.limits) - len(shown)
     rest: list[Text] = [(f"{more} more below, under “{LIMITS}”.",)] if more else []
     return [
         Paragraph((Strong(page.headline.answer),)),
+        figures,
         *(Paragraph((Strong(title), f" {text}")) for title, text in page.headline.parts),
-        *chart,
+        *charts,
         Paragraph((Strong("What limits this."),)),
         Bullets((*shown, *rest)),
     ]

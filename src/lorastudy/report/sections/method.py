@@ -27,6 +27,7 @@ from lorastudy.report.document import (
     Details,
     Heading,
     Paragraph,
+    Shown,
     Strong,
     Table,
     TableColumn,
@@ -342,7 +343,29 @@ def reproduce_blocks(suite: Suite, *, level: int, output: Path, same_bits: bool)
             )
         ),
         CodeBlock(commands, "bash"),
-        CodeBlock(suite_yaml(suite).rstrip("\n"), "yaml"),
+        CodeBlock(suite_yaml(suite).rstrip("\n"), "yaml", copied_as="the suite"),
+    ]
+
+
+def configuration_block(study: Study, *, arm: str) -> list[Block]:
+    """The arm alone as a suite file, for the page: its button copies it."""
+    chosen = study.arm(arm)
+    seeds = tuple(sorted(run.seed for run in study.reporting_runs(chosen)))
+    alone = Suite(
+        name=f"{study.suite_name}_one_arm",
+        description="",
+        experiment_type="custom",
+        path=None,
+        arms=(Arm(name=_name(chosen), settings=chosen.typed_settings, seeds=seeds),),
+    )
+    text = suite_yaml(alone).rstrip("\n")
+    return [
+        Shown(
+            on_page=(
+                Paragraph((f"{arm} alone, as a suite file:",)),
+                CodeBlock(text, "yaml", copied_as=f"the configuration of {arm}"),
+            )
+        )
     ]
 
 
@@ -416,7 +439,7 @@ def fairness_blocks(findings: Sequence[LintFinding], *, num_arms: int, level: in
     checked = f"The linter checks these arms against {len(RULES)} rules of fair comparison"
     if not findings:
         return [heading, Paragraph((f"{checked} and found no breach of any.",))]
-    text = f"{checked}. It found {_counts(findings)}."
+    text = f"{checked}. It found {counts_by_severity(findings)}."
     found = tuple(_found(finding, num_arms=num_arms) for finding in findings)
     why = Details(
         summary="Why this is unfair, and what to change",
@@ -446,7 +469,7 @@ def _with_code(text: str) -> Text:
     return tuple(Code(part) if number % 2 else part for number, part in enumerate(text.split("`")))
 
 
-def _counts(findings: Sequence[LintFinding]) -> str:
+def counts_by_severity(findings: Sequence[LintFinding]) -> str:
     """`1 that invalidates verdicts, 2 warnings and 1 note`."""
     counts = Counter(finding.severity for finding in findings)
     return listing(

@@ -105,6 +105,24 @@ def setting_text(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
+#: Settings of every configuration, whatever their defaults.
+_ALWAYS = ("lora_rank", "lora_alpha", "target_modules", "learning_rate")
+
+
+def configuration_of(arm: StudyArm, study: Study) -> tuple[tuple[str, str], ...]:
+    """The arm's settings as text: in what the study's arms differ, the usual four, and what is not at its default.
+
+    Settings that are left out have the defaults of this version.
+    """
+    defaults = Settings().model_dump(mode="json")
+    kept = {*differing_settings(study.arms), *_ALWAYS}
+    return tuple(
+        (key, setting_text(value))
+        for key, value in arm.settings.items()
+        if key in kept or (key in defaults and value != defaults[key])
+    )
+
+
 def setting_values(arms: Sequence[StudyArm], key: str) -> list[str]:
     """The setting's distinct values over the arms, in their order."""
     return list(dict.fromkeys(setting_text(arm.settings.get(key)) for arm in arms))

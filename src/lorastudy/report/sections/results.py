@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from lorastudy.analysis.overview import COMPARED_METRICS, Analysis
 from lorastudy.protocol.records import TrivialPredictor
@@ -69,9 +70,8 @@ def _shown(analysis: Analysis) -> Mapping[Metric, str]:
 
 def results_blocks(analysis: Analysis, *, level: int) -> list[Block]:
     """Every arm with its metrics and costs; an arm without a completed seed has a row of dashes."""
-    parts = (_identity(analysis), *_metric_columns(analysis), *_cost_columns(analysis))
-    columns = tuple(column for column, _ in parts)
-    rows = tuple(tuple(cell(summary) for _, cell in parts) for summary in analysis.summaries)
+    table = arms_table(analysis)
+    guesses = _trivial_rows(analysis, num_columns=len(table.columns))
     how = (
         f"{how_measured(analysis.summaries)} Costs are medians. If packs differ, the smallest and largest value follow in "
         "brackets; after a step time comes ± half its interquartile distance."
@@ -80,12 +80,17 @@ def results_blocks(analysis: Analysis, *, level: int) -> list[Block]:
     return [
         Heading(level=level, text="Results"),
         Paragraph((f"{_IN_SHORT}{_which_adapter(analysis)}",)),
-        Table(
-            columns=(columns[0], TableColumn("Seeds"), *columns[1:]),
-            rows=(*_with_seeds(analysis, rows), *_trivial_rows(analysis, num_columns=len(columns) + 1)),
-        ),
+        replace(table, rows=(*table.rows, *guesses)),
         Details(summary="How this was measured", blocks=(Paragraph((how,)),)),
     ]
+
+
+def arms_table(analysis: Analysis) -> Table:
+    """A row for each arm, with its metrics and costs."""
+    parts = (_identity(analysis), *_metric_columns(analysis), *_cost_columns(analysis))
+    columns = tuple(column for column, _ in parts)
+    rows = tuple(tuple(cell(summary) for _, cell in parts) for summary in analysis.summaries)
+    return Table(columns=(columns[0], TableColumn("Seeds"), *columns[1:]), rows=_with_seeds(analysis, rows))
 
 
 def _which_adapter(analysis: Analysis) -> str:
@@ -263,7 +268,7 @@ def _trivial_cell(analysis: Analysis, metric: Metric, *, spread: Spread | None) 
     """With the decimals of the arms. Seeds may train on different rows, so there may be a spread."""
     if spread is None:
         return _ABSENT_CELL
-    decimals = _metric_decimals(analysis, metric)
+    decimals = metric_decimals(analysis, metric)
     text = mean_sd(spread, decimals) if spread.sd else number(spread.mean, decimals)
     return Cell(text, spread.mean)
 
@@ -349,7 +354,7 @@ def _with_seeds(analysis: Analysis, rows: tuple[tuple[Cell, ...], ...]) -> tuple
 
 
 def _mean_sd_cell(analysis: Analysis, metric: Metric) -> CellOf:
-    decimals = _metric_decimals(analysis, metric)
+    decimals = metric_decimals(analysis, metric)
 
     def cell(summary: ArmSummary) -> Cell:
         spread = summary.score(metric)
@@ -358,7 +363,8 @@ def _mean_sd_cell(analysis: Analysis, metric: Metric) -> CellOf:
     return cell
 
 
-def _metric_decimals(analysis: Analysis, metric: Metric) -> int:
+def metric_decimals(analysis: Analysis, metric: Metric) -> int:
+    """The decimals of the metric's means, the same for all arms."""
     spreads = [summary.score(metric) for summary in analysis.summaries]
     return decimals_for(spread.sd for spread in spreads if spread)
 

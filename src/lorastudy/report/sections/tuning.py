@@ -8,19 +8,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lorastudy.analysis.overview import Analysis
-from lorastudy.report.document import Block, Cell, Heading, Paragraph, Table, TableColumn
+from lorastudy.report.document import Block, Cell, Figure, Heading, Paragraph, Table, TableColumn
 from lorastudy.report.numbers import ABSENT, count, listing, number, percent, signed
+from lorastudy.report.rate_grids import RateGrid, rate_grids, rate_of
 from lorastudy.stats.racing import LEVEL, allowance_at, measured_races
-from lorastudy.stats.rate_choice import (
-    adjusted_means,
-    best_of,
-    best_rate_within,
-    failed_rows_by_run,
-    is_still_sought,
-    rates_of,
-)
+from lorastudy.stats.rate_choice import best_rate_within, failed_rows_by_run
 from lorastudy.stats.study import Study, StudyArm, reporting_split, stored_split
-from lorastudy.stats.summary import Metric, scores_by_seed
 from lorastudy.suite.question import MIN_SEEDS, rung_name
 
 _DECIMALS = 3
@@ -28,16 +21,12 @@ _DECIMALS = 3
 _FAR = 100.0
 
 
-def rate_blocks(analysis: Analysis, *, level: int) -> list[Block]:
-    """A row for each configuration that was run at several rates; empty if none was."""
-    study = analysis.study
-    by_names = {
-        tuple(arm.name for arm in grid): grid for grid in (rates_of(study, arm) for arm in study.arms)
-    }
-    grids = [grid for grid in by_names.values() if len({_rate(arm) for arm in grid}) > 1]
+def rate_blocks(analysis: Analysis, *, figures: Sequence[Figure] = (), level: int) -> list[Block]:
+    """The figures, and a row for each configuration that was run at several rates; empty if none was."""
+    grids = rate_grids(analysis)
     if not grids:
         return []
-    rates = sorted({_rate(arm) for grid in grids for arm in grid})
+    rates = sorted({rate_of(arm) for grid in grids for arm in grid.arms})
     columns = (
         TableColumn("Configuration", numeric=False),
         *(TableColumn(f"{rate:g}") for rate in rates),
@@ -47,25 +36,29 @@ def rate_blocks(analysis: Analysis, *, level: int) -> list[Block]:
     )
     rows = tuple(_rate_row(analysis, grid, rates=rates) for grid in grids)
     title = Heading(level=level, text="Learning rates")
-    return [title, Paragraph((_what_this_is(analysis),)), Table(columns=columns, rows=rows)]
+    return [title, Paragraph((_what_this_is(analysis),)), *figures, Table(columns=columns, rows=rows)]
 
 
-def _rate_row(analysis: Analysis, grid: Sequence[StudyArm], *, rates: Sequence[float]) -> tuple[Cell, ...]:
-    study, by_rate = analysis.study, {_rate(arm): arm for arm in grid}
-    taken = best_of(study, grid, metric=analysis.primary)
-    name = grid[0].configuration_name
-    means = _means(study, grid, metric=analysis.primary)
+def _rate_row(analysis: Analysis, grid: RateGrid, *, rates: Sequence[float]) -> tuple[Cell, ...]:
+    by_rate = {rate_of(arm): arm for arm in grid.arms}
     cells = (
-        _cell(analysis, by_rate[rate], means=means) if rate in by_rate else Cell(ABSENT) for rate in rates
+        _cell(analysis, by_rate[rate], means=grid.means) if rate in by_rate else Cell(ABSENT)
+        for rate in rates
     )
-    rate = None if taken is None else _rate(taken)
+    rate = None if grid.taken is None else rate_of(grid.taken)
     on_edge = rate in {min(by_rate), max(by_rate)}
-    if is_still_sought(study, grid, metric=analysis.primary):
-        rate, note = None, "the search is still running"
+    if grid.is_sought:
+        note = "the search is still running"
     else:
-        note = "on the edge of what was tried: not tuned" if on_edge else _how_near(analysis, grid)
-    optimism = [_optimism(analysis, taken)] if _is_optimism_known(analysis) else []
-    return (Cell(name), *cells, Cell(ABSENT if rate is None else f"{rate:g}", rate), *optimism, Cell(note))
+        note = "on the edge of what was tried: not tuned" if on_edge else _how_near(analysis, grid.arms)
+    optimism = [_optimism(analysis, grid.best)] if _is_optimism_known(analysis) else []
+    return (
+        Cell(grid.name),
+        *cells,
+        Cell(ABSENT if rate is None else f"{rate:g}", rate),
+        *optimism,
+        Cell(note),
+    )
 
 
 def _how_near(analysis: Analysis, grid: Sequence[StudyArm]) -> str:
@@ -90,21 +83,6 @@ def _optimism(analysis: Analysis, taken: StudyArm | None) -> Cell:
     known = {choice.arm.name: choice.optimism for choice in analysis.choices}
     value = None if taken is None else known.get(taken.name)
     return Cell(ABSENT) if value is None else Cell(signed(value, 4), value)
-
-
-def _means(study: Study, grid: Sequence[StudyArm], *, metric: Metric) -> dict[str, float]:
-    """The scores that chose the rate: means over common seeds, on the rows that choose.
-
-    If separate runs chose, a rate that only reporting seeds ran has no mean here, since their losses are not comparable.
-    """
-    chose = [
-        arm
-        for arm in grid
-        if not study.tuning_seeds or any(run.seed in study.tuning_seeds for run in arm.results)
-    ]
-    return adjusted_means(
-        {arm.name: scores_by_seed(arm, study, metric=metric, choosing=True) for arm in chose}
-    )
 
 
 def _cell(analysis: Analysis, arm: StudyArm, *, means: Mapping[str, float]) -> Cell:
@@ -174,10 +152,6 @@ def _choosing_key(analysis: Analysis) -> tuple[str, str]:
 
 def _unit(analysis: Analysis) -> str:
     return f" ({analysis.primary.unit})" if analysis.primary.unit else ""
-
-
-def _rate(arm: StudyArm) -> float:
-    return float(arm.settings["learning_rate"])
 
 
 def racing_blocks(study: Study, *, rungs: Sequence[float], level: int) -> list[Block]:
