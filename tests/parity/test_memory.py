@@ -145,6 +145,9 @@ METHODS = [
     ("gpt2", "fp32", ArmMethod(is_full=True)),
     ("qwen2", "bf16", ArmMethod(is_full=True)),
     ("phi", "fp16", ArmMethod(is_full=True)),
+    ("llama", "fp32", ArmMethod(optim="adafactor")),
+    ("llama", "bf16", ArmMethod(optim="sgd")),
+    ("llama", "fp32", ArmMethod(neftune_noise_alpha=5.0)),
 ]
 
 
@@ -180,6 +183,29 @@ def test_what_a_method_needs_in_the_reference_engine_is_predicted(
         footprint=Footprint.from_json(footprint), device=Device(kind="cpu"),
     )  # fmt: skip
     assert prediction.terms.total == pytest.approx(peak, rel=TOLERANCE)
+
+
+#: Bytes for each weight of an adapter: four of its own, four of its gradient, and those of its state. The 8-bit states
+#: have two bytes and two fp32 scales for each 256 weights; the paged ones lie outside the GPU's own memory.
+STATE_BYTES = {
+    "adamw_torch": 8 + 8,
+    "sgd": 8,
+    "adamw_8bit": 8 + 2 + 2 * 4 / 256,
+    "paged_adamw_8bit": 8 + 2 * 4 / 256,
+}
+
+
+@pytest.mark.parametrize("optim", STATE_BYTES)
+def test_the_state_of_an_optimizer_is_counted(optim: str, tmp_path: Path) -> None:
+    folder = tiny.save_base(tmp_path / "base", hidden_size=128)
+    question = FootprintQuestion(
+        engine="reference", device_kind="cuda", folder=str(folder), precision=Precision(quantization="bf16"),
+        arms=(CountedArm(r=1024, targets=("q", None), method=ArmMethod(optim=optim)),), gradient_checkpointing=False,
+        row_lengths=ROWS.row_lengths, num_labels=ROWS.num_labels,
+    )  # fmt: skip
+    (footprint,) = answer([as_json(question)])["answers"]
+    counted = Footprint.from_json(footprint).resident_bytes_per_parameter
+    assert counted == pytest.approx(STATE_BYTES[optim], rel=1e-3)
 
 
 OWN_ROWS = (ROWS, EQUAL, MicroBatch(row_lengths=(9, 40, 70, 70), num_labels=60))

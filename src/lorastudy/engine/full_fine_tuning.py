@@ -28,7 +28,7 @@ from lorastudy.engine.batch import Batch
 from lorastudy.engine.loading import BaseModel, local_folder
 from lorastudy.engine.padded_forward import greedy_answers, label_logits
 from lorastudy.engine.peft_model import make_optimizer
-from lorastudy.engine.reference import ArmTrainer, ReferenceEngine
+from lorastudy.engine.reference import ArmTrainer, ReferenceEngine, add_noise
 from lorastudy.errors import FOREIGN_ERRORS, ModelError, first_line
 
 #: What a model folder holds besides configuration and weights: the tokenizer and its layout.
@@ -57,6 +57,7 @@ class FullFineTuning(ReferenceEngine):
         self._kept = loading.kept_weights(self._weights)
         self._trained = self._weights
         self._hooks: list[Any] = []
+        self._noise = add_noise(self._model, self.arms)
         base.model.requires_grad_(requires_grad=True)
         try:
             if base.dtype is not torch.float32:
@@ -102,6 +103,7 @@ class FullFineTuning(ReferenceEngine):
     @torch.no_grad()
     def close(self) -> None:
         """Give the base its own weights again and freeze it."""
+        self._stop_noise()
         for hook in self._hooks:
             hook.remove()
         for weight, own in zip(self._weights, self._kept, strict=True):

@@ -182,11 +182,8 @@ def counted_arms(arms: Sequence[CountedArm], *, layers: Sequence[TargetLayer]) -
 
 def _in_all_layers(arms: Sequence[TrainingArm], num_layers: int) -> bool:
     """Whether each arm adapts the same modules in every layer."""
-    for arm in arms:
-        counts = Counter(without_layer_number(name) for name in arm.module_names)
-        if any(count != num_layers for name, count in counts.items() if "*" in name):
-            return False
-    return True
+    counts = (Counter(without_layer_number(name) for name in arm.module_names) for arm in arms)
+    return all(count == num_layers for own in counts for name, count in own.items() if "*" in name)
 
 
 class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch
@@ -380,7 +377,7 @@ def _count_reference(
     One arm trains at a time. The loss begins where the labels' logits are there, and counts as part of the backward
     pass.
     """
-    from lorastudy.engine import full_fine_tuning, reference
+    from lorastudy.engine import full_fine_tuning, optimizers, reference
     from lorastudy.engine.peft_model import DORA_LAYERS
 
     (arm,) = arms
@@ -390,6 +387,7 @@ def _count_reference(
         stack.enter_context(ledger)
         # Its test for gradients that are not finite reads a number.
         stack.enter_context(_replaced(torch.amp.GradScaler, "_maybe_opt_step", by=_always_step))
+        stack.enter_context(optimizers.paged_elsewhere(arm))
         stack.enter_context(_replaced(DORA_LAYERS, "dequantize_module_weight", by=_undrawn_weight))
         # PEFT moves adapters to the base's device and precision, then back to fp32. Under META they start there.
         with META, _replaced(nn.Module, "to", by=lambda module, *_, **__: module):

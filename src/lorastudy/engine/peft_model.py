@@ -41,6 +41,7 @@ from lorastudy.engine.adapters import (
 from lorastudy.engine.arms import TokenScores, TrainingArm, stream_seed
 from lorastudy.engine.batch import Batch
 from lorastudy.engine.loading import BaseModel
+from lorastudy.engine.optimizers import optimizer_of
 from lorastudy.engine.padded_forward import greedy_answers, label_logits
 from lorastudy.errors import ModelError
 
@@ -137,14 +138,17 @@ def set_weights(
 
 
 def make_optimizer(model: nn.Module, arm: TrainingArm, *, parameters: Sequence[nn.Parameter]) -> Optimizer:
-    """The optimizer of the arm's method: torch's AdamW, or what PEFT makes for LoRA+ or LoRA-FA.
+    """The arm's optimizer (`optimizer_of`), or what PEFT makes of it for LoRA+, or PEFT's own for LoRA-FA.
 
-    `parameters` are those that AdamW trains. PEFT's function for LoRA+ takes the parameters of the model that need a
+    `parameters` are those that it trains. PEFT's function for LoRA+ takes the parameters of the model that need a
     gradient: those of the active adapter, which must be the arm's. `create_lorafa_optimizer` freezes every lora_A of the
     model, so LoRA-FA must have the model for itself. It takes no constants of AdamW: its epsilon is 1e-6.
+
+    Raises:
+        ModelError: the optimizer has no kernels for the device.
     """
     rates: dict[str, Any] = {"lr": arm.learning_rate}
-    constants: dict[str, Any] = {"betas": (arm.adam_beta1, arm.adam_beta2), "eps": arm.adam_epsilon}
+    kind, constants = optimizer_of(arm, device=next(model.parameters()).device)
     adapted: Any = model
     made: Optimizer
     if arm.method.is_lorafa:
@@ -154,14 +158,14 @@ def make_optimizer(model: nn.Module, arm: TrainingArm, *, parameters: Sequence[n
     elif arm.method.loraplus_lr_ratio is not None:
         made = create_loraplus_optimizer(
             adapted,
-            torch.optim.AdamW,
+            kind,
             loraplus_lr_ratio=arm.method.loraplus_lr_ratio,
             loraplus_weight_decay=arm.weight_decay,
             **rates,
             **constants,
         )
     else:
-        made = torch.optim.AdamW(parameters, weight_decay=arm.weight_decay, **rates, **constants)
+        made = kind(parameters, weight_decay=arm.weight_decay, **rates, **constants)
     return made
 
 

@@ -1,4 +1,4 @@
-"""Frozen linear layers of every precision. The only file that imports bitsandbytes.
+"""Frozen linear layers of every precision, and an optimizer. The only file that imports bitsandbytes.
 
 The packed layer needs two things from a frozen layer: its output for all arms, and its weight for the derivative. For
 bitsandbytes layers both are computed so that arms do not affect each other and evaluation does not affect training.
@@ -196,6 +196,11 @@ def _is_subclass(own: type, kind: str) -> bool:
     """Each layer asks this several times a step. No answer changes: a class exists only once its library is there."""
     library: Any = sys.modules.get("bitsandbytes")
     return library is not None and issubclass(own, getattr(library.nn, kind))
+
+
+def adamw_of_bitsandbytes() -> Any:
+    """The class that transformers' Trainer takes for `adamw_8bit` and `paged_adamw_8bit`."""
+    return _bitsandbytes().optim.AdamW
 
 
 def _bitsandbytes() -> Any:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 from transformers import get_scheduler
+from transformers.integrations.neftune import activate_neftune, deactivate_neftune
 
 from lorastudy.engine.adapters import save_adapter, saved_weights
 from lorastudy.engine.arms import (
@@ -31,6 +32,7 @@ from lorastudy.engine.arms import (
 from lorastudy.engine.batch import ArmBatches, Batch, MicroBatch
 from lorastudy.engine.loading import BaseModel
 from lorastudy.engine.optimise import INITIAL_SCALE, SMALLEST_SCALE
+from lorastudy.engine.optimizers import restore_state, saved_state, state_keys
 from lorastudy.engine.padded_forward import greedy_answers, label_logits
 from lorastudy.engine.patches import activation_checkpointing
 from lorastudy.engine.peft_model import (
@@ -47,13 +49,12 @@ from lorastudy.engine.peft_model import (
 from lorastudy.protocol.records import ArmStep
 from lorastudy.suite.targets import TargetLayer
 
-_MOMENTS = ("exp_avg", "exp_avg_sq")
-
 
 class ArmTrainer:
     """One arm's parameters, optimizer, schedule, loss scale and stream of dropout masks.
 
-    The step itself is torch's (AdamW, GradScaler) and transformers' (the schedule). This class saves and restores them.
+    The step itself is torch's (the optimizer, GradScaler) and transformers' (the schedule). This class saves and restores
+    them.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class ArmTrainer:
         self.is_diverged = False
         self.is_stopped = False
         self.optimizer = optimizer
-        self._moment_keys = _moment_keys(optimizer, self.parameters)
+        self._state_keys = state_keys(optimizer, self.parameters)
         self.schedule: Any = get_scheduler(
             arm.lr_scheduler_type,
             self.optimizer,
@@ -113,14 +114,9 @@ class ArmTrainer:
         tensors: dict[str, Tensor] = {
             f"weights.{number}": value for number, value in enumerate(self.parameters)
         }
-        for number, key in enumerate(self._moment_keys):
-            moments = self.optimizer.state.get(key, {})
-            tensors |= {
-                f"{name}.{number}": moments[found]
-                for name in _MOMENTS
-                for found in (name, f"{name}_B")  # LoRA-FA's names
-                if found in moments
-            }
+        for number, key in enumerate(self._state_keys):
+            own = saved_state(self.optimizer, key)
+            tensors |= {f"{name}.{number}": value for name, value in own.items()}
         tensors |= self._where_the_stream_is()
         return ArmState(
             experiment_id=self.arm.experiment_id,
@@ -141,15 +137,13 @@ class ArmTrainer:
         self._stream = {name: state.tensors[name] for name in state.tensors if name.startswith("rng_")}
         num_taken = int(state.numbers["num_steps_taken"])
         for number, parameter in enumerate(self.parameters):
-            parameter.copy_(state.tensors[f"weights.{number}"])
-            if num_taken:
-                key = self._moment_keys[number]
-                moments = {name: state.tensors[f"{name}.{number}"].to(parameter.device) for name in _MOMENTS}
-                self.optimizer.state[key] = (
-                    {"step": torch.tensor(float(num_taken)), **moments}
-                    if key is parameter
-                    else {"step": num_taken, **{f"{name}_B": moments[name] for name in _MOMENTS}}
-                )
+            own = {
+                name.removesuffix(f".{number}"): value.to(parameter.device)
+                for name, value in state.tensors.items()
+                if name.endswith(f".{number}")
+            }
+            parameter.copy_(own.pop("weights"))
+            restore_state(self.optimizer, self._state_keys[number], saved=own, num_steps_taken=num_taken)
         if self.scaler.is_enabled():
             scale, good = state.numbers["loss_scale"], int(state.numbers["num_good_steps"])
             self.scaler.load_state_dict(self.scaler.state_dict() | {"scale": scale, "_growth_tracker": good})
@@ -172,16 +166,6 @@ class ArmTrainer:
         if self._device.type == "cuda":
             stream["rng_cuda"] = torch.cuda.get_rng_state(self._device)
         return stream
-
-
-def _moment_keys(optimizer: Optimizer, parameters: Sequence[nn.Parameter]) -> list[Any]:
-    """The keys of the parameters' states in an optimizer: the parameters; in LoRA-FA's, the names of layers."""
-    names = {
-        id(parameter): name[: name.find("lora")] + "lora"
-        for group in optimizer.param_groups
-        for parameter, name in zip(group["params"], group.get("names", ()), strict=False)
-    }
-    return [names.get(id(parameter), parameter) for parameter in parameters]
 
 
 class ReferenceEngine:
@@ -222,6 +206,7 @@ class ReferenceEngine:
             for parameter in self._idle[adapter_name]:
                 parameter.data.zero_()
         self._model.eval()
+        self._noise = add_noise(self._model, self.arms)
         self._trainers = {name: self._make_trainer(name, arm) for name, arm in self._names.items()}
         self._activate(next(iter(self._names)))
         self._gradient_checkpointing = gradient_checkpointing
@@ -337,6 +322,7 @@ class ReferenceEngine:
 
     def close(self) -> None:
         """Unwrap the base."""
+        self._stop_noise()
         self._model.unload()
         for name, weight in self._own_weights.items():
             self._base.linear_layers[name].get_parameter("weight").data = weight
@@ -411,7 +397,7 @@ class ReferenceEngine:
         """Add up gradients; return the loss per completion token of all batches."""
         num_tokens = sum(batch.num_completion_tokens for batch in batches)
         total = 0.0
-        _set_lora_dropout(self._model, training=True)
+        self._set_training(training=True)
         with activation_checkpointing(self._model, enabled=self._gradient_checkpointing):
             for batch in batches:
                 loss = (
@@ -420,8 +406,24 @@ class ReferenceEngine:
                 )
                 scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # torch
                 total += loss.item()
-        _set_lora_dropout(self._model, training=False)
+        self._set_training(training=False)
         return total
+
+    def _stop_noise(self) -> None:
+        if self._noise is not None:
+            deactivate_neftune(self._model, self._noise)
+
+    def _set_training(self, *, training: bool) -> None:
+        """Switch what acts in training alone and is part of an experiment: LoRA's dropout, and the noise of NEFTune."""
+        _set_lora_dropout(self._model, training=training)
+        if self._noise is not None:
+            self._model.get_input_embeddings().train(training)
+
+
+def add_noise(model: Any, arms: Sequence[TrainingArm]) -> Any:
+    """The handle of transformers' own hook, which adds NEFTune's noise; None without noise. Such an arm is alone."""
+    alpha = arms[0].method.neftune_noise_alpha
+    return None if alpha is None else activate_neftune(model, alpha)
 
 
 def _kept_weights(base: BaseModel, arms: Sequence[TrainingArm]) -> dict[str, Tensor]:

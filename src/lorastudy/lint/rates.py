@@ -116,8 +116,8 @@ def _far_from_rule(case: Case) -> Iterator[Breach]:
 def _departure(case: Case, arm: StudyArm) -> str | None:
     """How far the arm's rate is from the rule, if that is far."""
     published, rates = case.facts_of(arm).published_rates, _rates([arm])
-    if published is None or not rates:
-        return None
+    if published is None or not rates or arm.settings.get("optim") == "sgd":
+        return None  # the rule is for optimizers that scale the gradient, and SGD does not
     (rate,), (low, high) = rates, published
     times = max(rate / high, low / rate)
     if times <= FAR_FROM_RULE:

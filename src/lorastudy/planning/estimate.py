@@ -42,7 +42,7 @@ from lorastudy.protocol.jobs import (
 from lorastudy.protocol.records import RowsRead
 from lorastudy.report.numbers import percent, size
 from lorastudy.suite.experiment import Experiment, canonical_json
-from lorastudy.suite.methods import METHOD_KEYS
+from lorastudy.suite.methods import METHOD_KEYS, ON_GPU_ONLY, TRAINING_KEYS, optimizer_problem
 from lorastudy.suite.settings import ARM_KEYS, Settings
 from lorastudy.suite.targets import targets_of
 
@@ -182,9 +182,12 @@ class Estimator:
         """The engine that will train. With `auto`, the packed engine if it supports the model and the rows.
 
         Raises:
-            ModelError: the settings name the packed engine, and it does not support the model or the rows.
+            ModelError: the settings name the packed engine, and it does not support the model or the rows; or the optimizer
+                needs a GPU, and there is none.
         """
-        requested = self.settings.engine
+        requested, optim = self.settings.engine, self.settings.optim
+        if optim in ON_GPU_ONLY and self.machine.device != "cuda":
+            raise ModelError(optimizer_problem(optim))
         if requested == "reference":
             return ForeseenEngine(name="reference")
         only = self.settings.arm_method.only_in_reference
@@ -424,7 +427,8 @@ class Estimator:
         lengths = (max(8, round(per_row)),) * settings.per_device_train_batch_size
         return PaceQuestion(
             engine=self.engine.name,
-            settings=shared_values(settings) | {key: own[key] for key in ("target_modules", *METHOD_KEYS)},
+            settings=shared_values(settings)
+            | {key: own[key] for key in ("target_modules", *METHOD_KEYS, *TRAINING_KEYS)},
             row_lengths=lengths,
             num_labels=sum(lengths) // 2,
             nums_arms=CALIBRATED_ARMS if self.engine.name == "packed" else (1,),

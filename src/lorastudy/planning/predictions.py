@@ -21,7 +21,7 @@ from lorastudy.report.numbers import names
 from lorastudy.store.views import ExperimentResult
 from lorastudy.suite.experiment import Experiment
 from lorastudy.suite.labels import labels_of
-from lorastudy.suite.methods import METHOD_KEYS
+from lorastudy.suite.methods import METHOD_KEYS, TRAINING_KEYS
 from lorastudy.suite.settings import Settings
 
 OnWait = Callable[[str], None]
@@ -193,7 +193,7 @@ def with_memory(
 #: Settings that decide the time of a step, besides its tokens and the number of arms.
 _PACE_SETTINGS = (
     "base_model", "quantization", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant", "target_modules",
-    "layers_to_transform", "gradient_checkpointing", "deterministic", *METHOD_KEYS,
+    "layers_to_transform", "gradient_checkpointing", "deterministic", *METHOD_KEYS, *TRAINING_KEYS,
 )  # fmt: skip
 
 
@@ -232,7 +232,8 @@ def stored_calibration(
         is_here = (here.device, here.device_name, here.num_threads) == (
             machine.device, machine.device_name, machine.num_threads,
         )  # fmt: skip
-        settled = {**METHOD_KEYS, **result.settings}  # runs from before there were methods trained plain LoRA
+        # Runs from before there were these keys trained plain LoRA with AdamW.
+        settled = {**METHOD_KEYS, **TRAINING_KEYS, **result.settings}
         is_alike = all(settled.get(key) == wanted[key] for key in _PACE_SETTINGS)
         if pack.engine == engine and is_here and is_alike and is_current(here):
             points[result.pack_id, result.attempt] = PacePoint(

@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 from lorastudy.protocol.records import Environment
 from lorastudy.store.views import ExperimentResult, StatedQuestion, SuiteSummary
-from lorastudy.suite.experiment import canonical_json
+from lorastudy.suite.experiment import canonical_json, without_later
 from lorastudy.suite.labels import PRECISIONS, arm_labels, in_order_of_values, with_seed, without_rate
 from lorastudy.suite.methods import FULL, WITHOUT_KEY, without_plain
 from lorastudy.suite.question import Question, configuration_name, is_reference
@@ -293,8 +293,8 @@ def _study(suite_name: str, experiment_type: str, *, results: Sequence[Experimen
         )
     for result in current_data:
         without_effect = keys_without_effect(result.settings)
-        # Results from before there were methods lack their keys, and are of one arm with later ones of plain LoRA.
-        stated = without_plain(result.settings)
+        # Results from before a key existed are of one arm with later ones that have it at its old value.
+        stated = without_later(without_plain(result.settings))
         acting = {key: value for key, value in stated.items() if key not in without_effect}
         groups.setdefault((result.arm, canonical_json(acting)), []).append(result)
     uses = Counter(name for name, _ in groups)
@@ -313,7 +313,9 @@ def _study(suite_name: str, experiment_type: str, *, results: Sequence[Experimen
             notes.append(
                 f"{unique}: {len(current) - len(latest)} earlier result(s) of the same settings and seed are not counted"
             )
-        arms.append(StudyArm(name=unique, settings=without_plain(latest[-1].settings), results=latest))
+        arms.append(
+            StudyArm(name=unique, settings=without_later(without_plain(latest[-1].settings)), results=latest)
+        )
     notes += [
         f"the name {name} stands for {count} different configurations, numbered #1 to #{count}; they are not pooled"
         for name, count in uses.items()

@@ -310,38 +310,50 @@ _ONLY_ADAPTERS = _Needs(
     even_at_default=True,
 )
 
-NEEDED = {
-    "bnb_4bit_quant_type": _ONLY_4BIT,
-    "bnb_4bit_use_double_quant": _ONLY_4BIT,
-    **dict.fromkeys(ADAPTER_KEYS, _ONLY_ADAPTERS),
-    "max_new_tokens": _ONLY_ANSWERS,
-    "exact_match_pattern": _ONLY_ANSWERS,
-    "early_stopping_threshold": _Needs(
-        key="early_stopping_patience",
-        holds=lambda value: value is not None,
-        cause="has no effect without early_stopping_patience; add that, or remove it",
-    ),
-    "eval_fraction": _Needs(
-        key="eval_dataset_path",
-        holds=lambda value: value is None,
-        cause="has no effect, as eval_dataset_path names the held-out rows; keep one",
-    ),
-    **{
-        key: _Needs(
-            key="method",
-            holds=lambda value: value != "lorafa",
-            cause=f"has no effect with method: lorafa, whose optimizer has {value:g}; remove it",
-        )
-        for key, value in LORAFA_CONSTANTS.items()
-    },
-    **dict.fromkeys(
-        WARMUP_KEYS,
-        _Needs(
-            key="lr_scheduler_type",
-            holds=lambda value: value != "constant",
-            cause="has no effect with lr_scheduler_type: constant; write constant_with_warmup",
-        ),
-    ),
+_NO_PATIENCE = _Needs(
+    key="early_stopping_patience",
+    holds=lambda value: value is not None,
+    cause="has no effect without early_stopping_patience; add that, or remove it",
+)
+
+_OWN_HELD_OUT_ROWS = _Needs(
+    key="eval_dataset_path",
+    holds=lambda value: value is None,
+    cause="has no effect, as eval_dataset_path names the held-out rows; keep one",
+)
+
+_NO_WARMUP = _Needs(
+    key="lr_scheduler_type",
+    holds=lambda value: value != "constant",
+    cause="has no effect with lr_scheduler_type: constant; write constant_with_warmup",
+)
+
+_ONLY_ADAM = _Needs(
+    key="optim",
+    holds=lambda value: "adam" in value,
+    cause="has no effect with optim: adafactor or sgd, which are no AdamW; remove it",
+)
+
+
+def _not_lorafa(constant: float) -> _Needs:
+    return _Needs(
+        key="method",
+        holds=lambda value: value != "lorafa",
+        cause=f"has no effect with method: lorafa, whose optimizer has {constant:g}; remove it",
+    )
+
+
+#: What each key needs in order to have an effect.
+NEEDED: Mapping[str, tuple[_Needs, ...]] = {
+    "bnb_4bit_quant_type": (_ONLY_4BIT,),
+    "bnb_4bit_use_double_quant": (_ONLY_4BIT,),
+    "max_new_tokens": (_ONLY_ANSWERS,),
+    "exact_match_pattern": (_ONLY_ANSWERS,),
+    "early_stopping_threshold": (_NO_PATIENCE,),
+    "eval_fraction": (_OWN_HELD_OUT_ROWS,),
+    **dict.fromkeys(ADAPTER_KEYS, (_ONLY_ADAPTERS,)),
+    **{key: (_not_lorafa(constant), _ONLY_ADAM) for key, constant in LORAFA_CONSTANTS.items()},
+    **dict.fromkeys(WARMUP_KEYS, (_NO_WARMUP,)),
 }
 
 
@@ -440,12 +452,13 @@ def _is_quantised(level: Level) -> bool:
 def check_effects(given: Sequence[Given], *, levels: Sequence[Level], problems: Problems) -> None:
     """Note keys that have no effect, because of another setting, in any arm that takes them."""
     for key, one in _by_key(given, levels):
-        need = NEEDED.get(key)
-        if need is None or (_is_default(one, key) and not need.even_at_default):
+        needs = [need for need in NEEDED.get(key, ()) if need.even_at_default or not _is_default(one, key)]
+        if not needs:
             continue
         takers = [level for level in levels if level.get(key) is one]
-        if takers and not any(map(need.holds, _values(takers, need.key))):
-            problems.add(one.place, path=one.path, cause=need.cause)
+        for need in needs if takers else ():
+            if not any(map(need.holds, _values(takers, need.key))):
+                problems.add(one.place, path=one.path, cause=need.cause)
 
 
 def _is_default(given: Given, key: str) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, Self
 
-from lorastudy.suite.methods import ADAPTER_KEYS, METHOD_KEYS
+from lorastudy.suite.methods import ADAPTER_KEYS, METHOD_KEYS, TRAINING_KEYS
 from lorastudy.suite.settings import ARM_KEYS, Settings, keys_without_effect
 
 #: Increase this whenever the code turns the same rows into other tokens, masks or splits;
@@ -107,7 +107,13 @@ _LATER_SETTINGS: Mapping[str, Any] = {
     "lr_scheduler_kwargs": {},
     "warmup_steps": 0,
     **METHOD_KEYS,
+    **TRAINING_KEYS,
 }
+
+
+def without_later(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings without newer keys that say what every run did before they existed; older results lack these keys."""
+    return _without_absent(settings, _LATER_SETTINGS)
 
 
 def _without_absent(values: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:

@@ -40,6 +40,13 @@ _METHODS = {
     "orthogonal": "orthogonal weights",
     "full": "full fine-tuning",
 }
+_OPTIMIZERS = {
+    "adamw_torch": "AdamW",
+    "adamw_8bit": "8-bit AdamW",
+    "paged_adamw_8bit": "paged 8-bit AdamW",
+    "adafactor": "Adafactor",
+    "sgd": "SGD",
+}
 Word = Callable[[Any], str]
 
 
@@ -118,6 +125,8 @@ _WORDS: Mapping[str, Word] = {
     "max_seq_length": lambda value: f"{value} tokens",
     "lr_scheduler_type": lambda value: str(value).replace("_", " "),
     "lr_scheduler_kwargs": lambda value: ", ".join(f"{key} {item}" for key, item in value.items()),
+    "optim": lambda value: _OPTIMIZERS[value],
+    "neftune_noise_alpha": lambda value: "no NEFTune" if value is None else f"NEFTune alpha {_number(value)}",
     "engine": lambda value: f"{value} engine",
 }
 #: Follows all other keys, as a reader expects: `r=16, lr 2e-4`.

@@ -32,7 +32,7 @@ FOREIGN_NAMES: Mapping[str, str] = {
     "peft_method": "method", "peft_type": "method", "loraplus_ratio": "loraplus_lr_ratio", "init_weights": "init_lora_weights",
     "lr": "learning_rate", "learning_rates": "learning_rate", "scheduler": "lr_scheduler_type",
     "lr_scheduler": "lr_scheduler_type", "scheduler_kwargs": "lr_scheduler_kwargs", "lr_scheduler_args": "lr_scheduler_kwargs",
-    "num_warmup_steps": "warmup_steps",
+    "num_warmup_steps": "warmup_steps", "optimizer": "optim", "neftune_alpha": "neftune_noise_alpha",
     "epochs": "num_train_epochs", "num_epochs": "num_train_epochs", "steps": "max_steps",
     "batch_size": "per_device_train_batch_size", "micro_batch_size": "per_device_train_batch_size",
     "train_batch_size": "per_device_train_batch_size", "grad_accum": "gradient_accumulation_steps",

@@ -55,6 +55,20 @@ ADAPTER_KEYS = (
     *(key for key in METHOD_KEYS if key != "method"),
 )  # fmt: skip
 
+Optimizer = Literal["adamw_torch", "adamw_8bit", "paged_adamw_8bit", "adafactor", "sgd"]
+
+#: Optimizers of bitsandbytes. It has them for GPUs only.
+ON_GPU_ONLY = frozenset({"adamw_8bit", "paged_adamw_8bit"})
+
+
+def optimizer_problem(optim: str) -> str:
+    """What to say where an optimizer of `ON_GPU_ONLY` meets a device without its kernels."""
+    return f"optim: {optim} runs on NVIDIA GPUs alone, since bitsandbytes has no kernels for others; set optim: adamw_torch"
+
+
+#: The keys for how an arm trains, whatever its method, that the packed engine has at these values alone.
+TRAINING_KEYS: Mapping[str, Any] = {"optim": "adamw_torch", "neftune_noise_alpha": None}
+
 #: The keys that a short name may stand for, at their values in plain LoRA.
 SAID_BY_METHOD: Mapping[str, Any] = {
     "use_rslora": False,
@@ -101,6 +115,7 @@ def _problems(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for key in _refused_beside(method, values):
         yield "method", f"{method} and {key}: {_as_written(values[key])} contradict each other; remove one"
     arm = ArmMethod.from_values({**METHOD_KEYS, **written_out(values)})
+    yield from _optimizer_problems(arm, values)
     quantization = values.get("quantization")
     init = "init_lora_weights" if "init_lora_weights" in values else "method"
     if arm.changes_base and quantization in {"4bit", "8bit"}:
@@ -156,10 +171,29 @@ def _problems_of_full(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         )
     if values.get("engine") == "packed":
         yield "engine", f"packed does not train this arm: {_FULL_ALONE}; set engine: auto"
+    yield from _optimizer_problems(ArmMethod.from_values({**METHOD_KEYS, **values}), values)
+
+
+def _optimizer_problems(arm: "ArmMethod", values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    if arm.is_lorafa and arm.optim != TRAINING_KEYS["optim"]:
+        yield "optim", f"{arm.optim} contradicts method: lorafa, which is an optimizer of its own; remove one"
+    if arm.optim == "sgd" and values.get("learning_rate") == "auto":
+        yield (
+            "learning_rate",
+            "auto begins at rates known for AdamW, and those of sgd lie elsewhere; give a list of rates",
+        )
 
 
 #: The keys that `method_problem` reads.
-JUDGED_KEYS = (*METHOD_KEYS, "use_rslora", "lora_rank", "quantization", "engine")
+JUDGED_KEYS = (
+    *METHOD_KEYS,
+    *TRAINING_KEYS,
+    "use_rslora",
+    "lora_rank",
+    "quantization",
+    "engine",
+    "learning_rate",
+)
 
 
 def _refused_beside(method: str | None, values: Mapping[str, Any]) -> list[str]:
@@ -209,6 +243,8 @@ class ArmMethod:
     rank_pattern: tuple[tuple[str, int], ...] = ()
     """Module names or regular expressions, as PEFT matches them, each with the rank of its layers."""
     alpha_pattern: tuple[tuple[str, float], ...] = ()
+    optim: str = "adamw_torch"
+    neftune_noise_alpha: float | None = None
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> Self:
@@ -221,6 +257,7 @@ class ArmMethod:
             init_lora_weights=values["init_lora_weights"],
             rank_pattern=tuple(values["rank_pattern"].items()),
             alpha_pattern=tuple(values["alpha_pattern"].items()),
+            **{key: values.get(key, plain) for key, plain in TRAINING_KEYS.items()},
         )
 
     def rank_of(self, name: str, *, r: int) -> int:
@@ -246,8 +283,6 @@ class ArmMethod:
     @property
     def title(self) -> str:
         """`LoRA`, `DoRA`, `LoRA+ (ratio 16)`, `DoRA, PiSSA`: the method in the field's words. rsLoRA is a scale, not told."""
-        if self.is_full:
-            return "full fine-tuning"
         parts = [
             "DoRA" if self.use_dora else "",
             "" if self.loraplus_lr_ratio is None else f"LoRA+ (ratio {self.loraplus_lr_ratio:g})",
@@ -256,8 +291,13 @@ class ArmMethod:
             if self.init_lora_weights is not True
             else "",
         ]
+        training = [
+            _OPTIMIZERS.get(self.optim, ""),
+            "" if self.neftune_noise_alpha is None else f"NEFTune (alpha {self.neftune_noise_alpha:g})",
+        ]
         patterns = [key for key in ("rank_pattern", "alpha_pattern") if getattr(self, key)]
-        name = ", ".join(part for part in parts if part) or "LoRA"
+        name = "full fine-tuning" if self.is_full else ", ".join(part for part in parts if part) or "LoRA"
+        name = ", ".join([name, *(part for part in training if part)])
         return f"{name} with {' and '.join(patterns)}" if patterns else name
 
     @property
@@ -283,8 +323,17 @@ class ArmMethod:
         """
         if self.is_full:
             return _FULL_ALONE
-        at_one_rate = replace(self, loraplus_lr_ratio=None)
-        return None if at_one_rate == ArmMethod() else f"PEFT trains {self.title}"
+        trained_plainly = replace(self, **TRAINING_KEYS)
+        if replace(trained_plainly, loraplus_lr_ratio=None) != ArmMethod():
+            return f"PEFT trains {self.title}"
+        if self == trained_plainly:
+            return None
+        words = [
+            f"{key}: {getattr(self, key)}"
+            for key in TRAINING_KEYS
+            if getattr(self, key) != TRAINING_KEYS[key]
+        ]
+        return f"the packed engine does not have {' and '.join(words)}"
 
 
 def is_matched(name: str, *, pattern: str) -> bool:
@@ -294,6 +343,13 @@ def is_matched(name: str, *, pattern: str) -> bool:
 
 #: Why the packed engine does not have full fine-tuning.
 _FULL_ALONE = "full fine-tuning changes the weights that other arms share"
+
+_OPTIMIZERS = {
+    "adamw_8bit": "8-bit AdamW",
+    "paged_adamw_8bit": "paged 8-bit AdamW",
+    "adafactor": "Adafactor",
+    "sgd": "SGD",
+}
 
 _INITS = {
     "gaussian": "gaussian weights",

@@ -24,7 +24,7 @@ from lorastudy.suite.wording import in_words, properties
 _HEADINGS = {
     "base_model": "What is trained, on what",
     "num_train_epochs": "How long",
-    "learning_rate": "The optimizer: AdamW",
+    "learning_rate": "The optimizer",
     "lora_rank": "The adapter",
     "method": "The method",
     "quantization": "Precision and memory",

@@ -13,7 +13,15 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from lorastudy.errors import StudyError
-from lorastudy.suite.methods import ADAPTER_KEYS, METHOD_KEYS, ArmMethod, InitialWeights, Method
+from lorastudy.suite.methods import (
+    ADAPTER_KEYS,
+    METHOD_KEYS,
+    TRAINING_KEYS,
+    ArmMethod,
+    InitialWeights,
+    Method,
+    Optimizer,
+)
 from lorastudy.suite.schedules import (
     ADAPTIVE,
     SCHEDULE_KEYS,
@@ -137,11 +145,25 @@ class AskedSettings(BaseModel):
     warmup_steps: int = Field(
         0, ge=0, description="Steps during which the rate rises; instead of `warmup_ratio`."
     )
-    weight_decay: float = Field(0.0, ge=0, lt=1, description="Decoupled, on all adapter weights.")
+    optim: Optimizer = Field(
+        "adamw_torch",
+        description="The optimizer, as in transformers. The packed engine has `adamw_torch`, the reference engine all of them. "
+        "`adamw_8bit` and `paged_adamw_8bit` are those of bitsandbytes and need a GPU. `adafactor` has no relative step, as "
+        "in transformers' Trainer, and `sgd` no momentum.",
+    )
+    weight_decay: float = Field(
+        0.0, ge=0, lt=1, description="On all adapter weights; decoupled, but for `sgd`."
+    )
     max_grad_norm: float = Field(1.0, ge=0, description="Gradient clipping, per arm; 0 turns it off.")
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's first-moment decay.")
     adam_beta2: float = Field(0.999, ge=0, lt=1, description="AdamW's second-moment decay.")
     adam_epsilon: float = Field(1e-8, gt=0, description="AdamW's epsilon.")
+    neftune_noise_alpha: float | None = Field(
+        None,
+        gt=0,
+        description="NEFTune: while training, add uniform noise to the embeddings of the tokens, at most this over the square root "
+        "of a micro-batch's padded length times the hidden size. In the reference engine.",
+    )
 
     # --- the adapter ----------------------------------------------------------------------------------
     lora_rank: int = Field(16, ge=1, le=4096, description="peft's `r`.")
@@ -266,6 +288,7 @@ class AskedSettings(BaseModel):
         "lora_dropout",
         "lora_alpha",
         "loraplus_lr_ratio",
+        "neftune_noise_alpha",
         "checkpoint_minutes",
         "early_stopping_threshold",
         mode="before",
@@ -395,7 +418,7 @@ class AskedSettings(BaseModel):
     @property
     def arm_method(self) -> ArmMethod:
         """The method that trains the arm."""
-        return ArmMethod.from_values({key: getattr(self, key) for key in METHOD_KEYS})
+        return ArmMethod.from_values({key: getattr(self, key) for key in (*METHOD_KEYS, *TRAINING_KEYS)})
 
 
 class Settings(AskedSettings):
@@ -443,6 +466,7 @@ ARM_KEYS = frozenset(
         "adam_beta1", "adam_beta2", "adam_epsilon", "num_train_epochs", "max_steps", "eval_steps",
         "select_checkpoint", "early_stopping_patience", "early_stopping_threshold",
         *METHOD_KEYS,
+        *TRAINING_KEYS,
     }
 )  # fmt: skip
 
@@ -487,6 +511,8 @@ _SHORT = {
     "max_steps": "steps",
     "lora_dropout": "dropout",
     "lr_scheduler_kwargs": "",
+    "optim": "",
+    "neftune_noise_alpha": "neftune",
     "base_model": "",
     "dataset_path": "",
 }

@@ -44,7 +44,7 @@ from lorastudy.suite.levels import (
     read_level,
     top_scope,
 )
-from lorastudy.suite.methods import METHOD_KEYS, written_out
+from lorastudy.suite.methods import METHOD_KEYS, TRAINING_KEYS, written_out
 from lorastudy.suite.metrics import metric_named
 from lorastudy.suite.question import RUNGS, Margin
 from lorastudy.suite.settings import AUTO, AskedSettings, Settings, names_test_rows
@@ -408,7 +408,7 @@ def _written_entry(arm: Arm) -> dict[str, Any]:
         if value is not None
         and key not in _OF_THE_LAYOUT
         and not _is_void(key, value, settings=arm.settings)
-        and not (key in METHOD_KEYS and value == METHOD_KEYS[key])
+        and not _is_plain(key, value)
     }
     named = {} if arm.name is None else {"name": arm.name}
     rate = {"learning_rate": AUTO} if arm.seeks_rate else {}
@@ -417,10 +417,16 @@ def _written_entry(arm: Arm) -> dict[str, Any]:
 
 def _is_void(key: str, value: Any, *, settings: Settings) -> bool:
     """Whether loading refuses the key because another setting makes it have no effect."""
-    need = NEEDED.get(key)
     is_default = bool(value == Settings.model_fields[key].default)
-    is_free = is_default and (need is None or not need.even_at_default)
-    return need is not None and not is_free and not need.holds(getattr(settings, need.key))
+    return any(
+        (need.even_at_default or not is_default) and not need.holds(getattr(settings, need.key))
+        for need in NEEDED.get(key, ())
+    )
+
+
+def _is_plain(key: str, value: Any) -> bool:
+    """Whether the value is that of plain LoRA, trained plainly."""
+    return any(key in plain and value == plain[key] for plain in (METHOD_KEYS, TRAINING_KEYS))
 
 
 def _but_for_the_rate(entry: Mapping[str, Any]) -> str:

@@ -55,6 +55,22 @@ def test_two_spellings_are_one_experiment(write: Write, short: str, own: str) ->
         experiments_of(path)
 
 
+def test_an_optimizer_and_noise_are_part_of_an_arm_and_leave_old_ids_alone(write: Write) -> None:
+    entries = "[{name: a}, {name: b, optim: adafactor}, {name: c, neftune_noise_alpha: 5}]"
+    plain, adafactor, noisy = experiments_of(write(f"{HEAD}experiments: {entries}\n"))
+    said = experiments_of(
+        write(f"{HEAD}optim: adamw_torch\nneftune_noise_alpha: null\nexperiments: [{{name: a}}]\n")
+    )
+    assert said[0].id == plain.id
+    assert (
+        len({plain.id, adafactor.id, noisy.id})
+        == len({plain.pack_key, adafactor.pack_key, noisy.pack_key})
+        == 3
+    )
+    assert adafactor.settings.arm_method.title == "LoRA, Adafactor"
+    assert noisy.settings.arm_method.title == "LoRA, NEFTune (alpha 5)"
+
+
 def test_at_the_top_in_an_entry_and_under_factors_a_method_is_the_same(write: Write) -> None:
     texts = (
         f"{HEAD}method: dora\nexperiments:\n  - lora_rank: 16\n",

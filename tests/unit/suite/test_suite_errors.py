@@ -42,6 +42,30 @@ BAD = {
         f"lr_scheduler_type: constant\nwarmup_steps: 10\n{ENTRY}",
         "s.yaml:2:15: warmup_steps: has no effect with lr_scheduler_type: constant; write constant_with_warmup",
     ),
+    "Adam's constants without Adam": (
+        f"optim: sgd\nadam_beta1: 0.8\n{ENTRY}",
+        "s.yaml:2:13: adam_beta1: has no effect with optim: adafactor or sgd, which are no AdamW; remove it",
+    ),
+    "an optimizer and one of a method": (
+        f"method: lorafa\noptim: adafactor\n{ENTRY}",
+        "s.yaml:2:8: optim: adafactor contradicts method: lorafa, which is an optimizer of its own; remove one",
+    ),
+    "an optimizer that the packed engine lacks": (
+        f"engine: packed\noptim: adafactor\n{ENTRY}",
+        "s.yaml:1:9: engine: packed does not train this arm: the packed engine does not have optim: adafactor; set engine: auto",
+    ),
+    "noise that the packed engine lacks": (
+        f"engine: packed\nneftune_noise_alpha: 5\n{ENTRY}",
+        "packed does not train this arm: the packed engine does not have neftune_noise_alpha: 5.0; set engine: auto",
+    ),
+    "a search for SGD's rate": (
+        f"optim: sgd\nlearning_rate: auto\n{ENTRY}",
+        "s.yaml:2:16: learning_rate: auto begins at rates known for AdamW, and those of sgd lie elsewhere; give a list",
+    ),
+    "another tool's optimizer": (
+        f"optim: adamw_torch_fused\n{ENTRY}",
+        "s.yaml:1:8: optim: must be one of adamw_torch, adamw_8bit, paged_adamw_8bit, adafactor, sgd, not",
+    ),
     "two lengths of the warm-up": (
         f"warmup_ratio: 0.1\nwarmup_steps: 10\n{ENTRY}",
         "s.yaml:2:15: warmup_steps: warmup_ratio and warmup_steps both say how long the rate rises; keep one",
