@@ -81,8 +81,7 @@ def say_results(
         say_summary(summary)
         # A path is not wrapped, so that you can copy it.
         if adapter is not None and adapter.folder is not None:
-            say(f"Adapter. {adapter.folder}")
-            _say_wrapped(f"  It is of {adapter.choice.words}.")
+            say(f"Adapter. {adapter.folder} ({adapter.choice.words})")
         else:
             places = published_places(experiments, suite_name=suite_name, output=output_dir)
             folders = _adapter_folders(places, of_suite=output_dir / suite_name, output_dir=output_dir)

@@ -9,8 +9,10 @@ another one of these is left out. The best looking mean alone is no reason.
 The cheapest arm is the one with the least measured peak memory; along a ladder of ranks, the smallest rank. If two engines
 trained the arms, their memory is not comparable, and the cheapest arm is the one with the fewest trainable parameters.
 
-**Not decided.** If none of this is shown, use the reference for now: it was named before the run. If arms are shown to be better
-than the reference, use the cheapest of those. An open verdict never counts in favour of an arm.
+**Not decided.** If arms are shown to be better than the reference, use the cheapest of those for now. If there are too few
+seeds for any verdict, and the whole 95 % interval of an arm is ahead of the reference, use the arm with the best mean among
+such arms: it is the best so far, and preliminary. Else use the reference: it was named before the run. In a decision an open
+verdict never counts in favour of an arm.
 
 **Never recommended** are arms that are not shown to beat guessing without a model on the primary metric (`stats.trivial`), and, if
 held-out loss is that metric, arms whose mean loss is above the base model's. That training made an arm worse (harm) is said
@@ -24,7 +26,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from lorastudy.analysis.overview import Analysis, Criterion, analyse
-from lorastudy.stats.comparison import Comparison
+from lorastudy.stats.comparison import Comparison, leans
 from lorastudy.stats.study import Study, StudyArm, differing_settings, have_one_engine
 from lorastudy.stats.summary import LOSS, LOSS_BEFORE, Spread, scores_by_seed
 from lorastudy.stats.twoway import ItemTable, seeds_only
@@ -41,6 +43,7 @@ Reason = Literal[
     "racing stopped every other",
     "reference meanwhile",
     "better than the reference meanwhile",
+    "best so far",
     "nothing completed",
     "one arm",
     "no valid comparison",
@@ -237,6 +240,15 @@ class _Verdicts:
         return [one.arm for one in self._counted if one.no_worse and one.arm not in self.unfit.arms]
 
     @property
+    def leading(self) -> list[Comparison]:
+        """Comparisons with too few seeds for a verdict in which the arm's whole 95 % interval is ahead of the reference."""
+        return [
+            one
+            for one in self.valid
+            if one.n < MIN_SEEDS and leans(one) and (one.cost or 0.0) < 0 and one.arm not in self.unfit.arms
+        ]
+
+    @property
     def is_reference_ahead_of_all(self) -> bool:
         return len(self._counted) == len(self.valid) and all(one.reference_is_ahead for one in self.valid)
 
@@ -296,6 +308,9 @@ def _meanwhile(shown: _Verdicts) -> ArmDecision:
     """Which arm to use until it is decided: never an arm because its verdict is open, and never one that is behind."""
     if shown.better:
         return _cheapest_not_behind(shown, reason="better than the reference meanwhile")
+    if shown.leading:
+        first = min(shown.leading, key=lambda one: one.cost or 0.0)
+        return ArmDecision(status="not decided", reason="best so far", arm=first.arm)
     if shown.reference in shown.unfit.arms:
         # Harm of the reference alone says nothing of the others, which are open.
         reason = shown.unfit.reason([shown.reference])

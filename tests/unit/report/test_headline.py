@@ -181,6 +181,25 @@ def test_what_is_open_says_what_would_decide(analysis_of):
     assert re.fullmatch(r"About [\d,]+ more seeds(, and .* in all)? of these two arms\.", told.what_decides)
 
 
+def test_too_few_seeds_name_the_arm_that_leads_with_its_whole_interval(analysis_of):
+    """r=16 and r=64 lead r=4 on each of three seeds; r=64 has the better mean. Six seeds could show it."""
+    analysis = analysis_of({4: (2.0, 1), 16: (1.5, 1.1), 64: (1.4, 1.2)}, seeds=3)
+    told = headline(analysis)
+    assert told.arm == "r=64"
+    assert told.answer == (
+        "Cannot tell yet: 3 seeds are too few for a verdict, which needs 6. Meanwhile use r=64, the best so far (preliminary): "
+        "its whole 95 % interval is ahead of r=4."
+    )
+    assert decide(analysis).status == "not decided"
+
+
+def test_too_few_seeds_leave_the_first_arm_where_no_other_leads(analysis_of):
+    told = headline(analysis_of({4: (1.0, 1), 16: (0.999, 6)}, seeds=3))
+    assert told.arm == "r=4"
+    behind = headline(analysis_of({4: (1.0, 1), 16: (1.5, 1.1)}, seeds=3))
+    assert behind.arm == "r=4"
+
+
 def test_untuned_arms_are_never_called_better(analysis_of):
     told = headline(analysis_of({4: (2.0, 1), 16: (1.0, 2)}, tuned=False))
     assert told.answer == (

@@ -14,6 +14,7 @@ from lorastudy.report.findings.recommendation import (
     arms_in_play,
     meanwhile_reason,
     time_to_tune,
+    too_few_seeds,
     what_training_did,
     who_is_untuned,
 )
@@ -161,6 +162,8 @@ _NO_ARM: Mapping[Reason, str] = {
 
 def _open(analysis: Analysis, decision: ArmDecision) -> str:
     """Which arms are still open."""
+    if decision.reason == "best so far":
+        return too_few_seeds(analysis)
     if in_play := arms_in_play(analysis, decision):
         return f"it is between {_some(in_play)}"
     return f"no arm is told apart from {_reference(analysis)}"

@@ -21,6 +21,7 @@ from lorastudy.stats.comparison import Comparison
 from lorastudy.stats.rate_choice import tried_rates
 from lorastudy.stats.summary import run_seconds
 from lorastudy.stats.trivial import best_not_ahead
+from lorastudy.suite.question import MIN_SEEDS
 
 _MOST_NAMED = 3
 #: The fewest rates with which the best one can have a worse one on each side.
@@ -169,10 +170,17 @@ def meanwhile_reason(analysis: Analysis, decision: ArmDecision) -> str:
     if decision.reason == "better than the reference meanwhile":
         assert analysis.reference is not None
         return f"which is {_than(analysis)} {analysis.reference.name}"
+    if decision.reason == "best so far":
+        assert analysis.reference is not None
+        return f"the best so far (preliminary): its whole 95 % interval is ahead of {analysis.reference.name}"
     named = analysis.criterion.reference
     if named is not None and analysis.study.arm(str(decision.arm)).is_named(named):
         return "the suite's reference"
     return "the design's reference" if analysis.is_reference_named else "the suite's first arm"
+
+
+def _why_best_so_far(analysis: Analysis, decision: ArmDecision) -> str:
+    return f"it is {meanwhile_reason(analysis, decision)}"
 
 
 def _why_better(analysis: Analysis, decision: ArmDecision) -> str:
@@ -266,6 +274,7 @@ _REASONS: Mapping[Reason, Callable[[Analysis, ArmDecision], str]] = {
     "best": _why_best,
     "as good as the best": _why_as_good_as_the_best,
     "reference meanwhile": _why_the_reference_meanwhile,
+    "best so far": _why_best_so_far,
 }
 _PLAIN_REASONS: Mapping[Reason, str] = {
     "racing stopped every other": (
@@ -282,9 +291,17 @@ _PLAIN_REASONS: Mapping[Reason, str] = {
 def what_is_open(analysis: Analysis, decision: ArmDecision) -> str:
     """Which arms are still open."""
     assert analysis.reference is not None
+    if decision.reason == "best so far":
+        return too_few_seeds(analysis)
     if still_in_play := arms_in_play(analysis, decision):
         return f"it is still between {names(still_in_play)}"
     return f"no arm was distinguished from {analysis.reference.name}"
+
+
+def too_few_seeds(analysis: Analysis) -> str:
+    """`3 seeds are too few for a verdict, which needs 6`."""
+    num_seeds = max(comparison.n for comparison in analysis.primary_comparisons)
+    return f"{num_seeds} seeds are too few for a verdict, which needs {MIN_SEEDS}"
 
 
 def arms_in_play(analysis: Analysis, decision: ArmDecision) -> list[str]:
