@@ -14,7 +14,7 @@ from lorastudy.cli.terminal import say, shown
 from lorastudy.places import DATABASE, REPORT
 
 if TYPE_CHECKING:
-    from lorastudy.report.read import Report
+    from lorastudy.report.read import Report, Studied
     from lorastudy.report.sections.front import StudySummary
     from lorastudy.running.adapters import AdapterPlaces
     from lorastudy.suite.experiment import Experiment
@@ -102,12 +102,14 @@ def _adapter_folders(places: "AdapterPlaces", *, of_suite: Path, output_dir: Pat
     return f"{output_dir if places.usual else of_suite}/<name>/final_model, such as {found[0]}"
 
 
-def say_report(report: "Report", written: Sequence[Path]) -> None:
-    """Print the summary of the study that ran last, the titles of the others, and the written files."""
+def say_report(report: "Report", written: Sequence[Path], *, chart: bool = False) -> None:
+    """Print the summary of the study that ran last, if asked with its first chart, the titles of the others, and the files."""
     from lorastudy.report.numbers import plural
 
     first, *others = report.summaries
     say_summary(first)
+    if chart:
+        _say_chart(report.studies[0])
     say()
     pages = [path for path in written if path.suffix in {".md", ".html"}]
     if others:
@@ -126,6 +128,24 @@ def say_report(report: "Report", written: Sequence[Path]) -> None:
     if num_plots := sum(path.suffix == ".png" for path in written):
         folder = next(path.parent for path in written if path.suffix == ".png")
         say(f"wrote {plural(num_plots, 'plot')} (PNG and SVG) into {folder}")
+
+
+def _say_chart(studied: "Studied") -> None:
+    """Print the first chart of the study's report in plain characters, or nothing where the terminal is too narrow for one."""
+    from lorastudy.report.document import fit_to_be_shown
+    from lorastudy.report.figures.data import first_figure
+    from lorastudy.report.figures.terminal import terminal_chart
+    from lorastudy.suite.safe_text import Privacy
+
+    figure = first_figure(studied.analysis)
+    if figure is None:
+        return
+    width = min(_WIDEST, shutil.get_terminal_size().columns)
+    lines = terminal_chart(fit_to_be_shown(figure, Privacy.of_this_machine()), width=width)
+    if lines:
+        say()
+    for line in lines:
+        say(shown(line))
 
 
 def say_summary(summary: "StudySummary") -> None:

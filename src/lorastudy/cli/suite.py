@@ -104,4 +104,4 @@ def demo(
     with ExperimentTracker(database) as tracker:
         found = read_report(tracker, suite_name=suite.name)
         written = save_report(found, tracker, output=output)
-    say_report(found, written)
+    say_report(found, written, chart=True)

@@ -73,6 +73,11 @@ def study_figures(
     )
 
 
+def first_figure(analysis: Analysis) -> Figure | None:
+    """The chart that shows the answer: the paired differences, or without a pair the scores."""
+    return pairs_figure(analysis) or comparison_figure(analysis)
+
+
 def coloured_arms(analysis: Analysis) -> tuple[str, ...]:
     """All arms with a result, in the order of their colours. Those that are compared come first: the first colours differ most."""
     return tuple(dict.fromkeys([*curve_arms(analysis), *_names(analysis.completed)]))
