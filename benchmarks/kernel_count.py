@@ -41,8 +41,8 @@ from benchmarks.gpu_rows import RANKS
 from benchmarks.job import GpuRequest
 from benchmarks.random_base import SHAPES, config_of, rows_like_alpaca
 from lorastudy.engine import memory_trace
-from lorastudy.engine.fake_model import META, FakeModels
-from lorastudy.engine.memory_trace import Ledger, count_layers, counted_arms
+from lorastudy.engine.fake_model import META, FakeModels, counted_arms
+from lorastudy.engine.memory_trace import Ledger, count_layers
 from lorastudy.engine.targets import target_layers
 from lorastudy.protocol.jobs import CountedArm, FootprintQuestion, MicroBatch, Precision
 

@@ -29,8 +29,9 @@ import tiny
 from lorastudy.engine import meter
 from lorastudy.engine.batch import assemble
 from lorastudy.engine.choice import engine_factory
+from lorastudy.engine.fake_model import counted_arm
 from lorastudy.engine.loading import BaseModel, num_embeddings, num_positions
-from lorastudy.engine.memory_trace import counted_arm, rows_of
+from lorastudy.engine.memory_trace import rows_of
 from lorastudy.engine.planning import answer
 from lorastudy.engine.targets import linear_modules
 from lorastudy.planning.memory import ArmSize, Device, ModelShape, Prediction, predict

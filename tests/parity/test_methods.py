@@ -17,6 +17,7 @@ from lorastudy.engine.batch import assemble
 from lorastudy.engine.reference import ReferenceEngine
 from lorastudy.errors import ModelError
 from lorastudy.suite.methods import PLAIN, ArmMethod
+from lorastudy.suite.targets import resolve_targets
 from parity.test_peft import losses_of_training, row_steps
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -252,3 +253,22 @@ def test_dropout_acts_in_dora(tmp_path):
         losses[dropout] = log.losses["a"]
     assert losses[0.0][0] == losses[0.5][0]  # lora_B is zero in the first step
     assert losses[0.0][2] != losses[0.5][2]
+
+
+@pytest.mark.parametrize("excluded", [("c_proj", "v_proj"), (r".*\.0\..*",), ("q_proj", "c_attn")])
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+def test_excluded_modules_are_those_that_peft_excludes(architecture, excluded):
+    base = tiny.make_base(architecture)
+    leaves = sorted({name.rpartition(".")[2] for name in tiny.targets(base, "all")})
+    present = [name for name in excluded if "." in name or name in leaves]
+    ours = resolve_targets(
+        base.target_layers, target_modules=leaves, layers_to_transform=None, exclude_modules=present
+    )
+    # PEFT takes a list as names, and one text as a regular expression.
+    theirs = present[0] if "." in present[0] else present
+    model = get_peft_model(
+        tiny.make_model(architecture),
+        LoraConfig(target_modules=leaves, exclude_modules=theirs, fan_in_fan_out=architecture == "gpt2"),
+    )
+    assert set(ours) == set(model.targeted_module_names)
+    assert 0 < len(ours) < len(tiny.targets(base, "all"))

@@ -11,9 +11,8 @@ from transformers import PreTrainedModel
 
 from lorastudy.engine.arms import Engine, TrainingArm
 from lorastudy.engine.attention import UnsupportedModelError
-from lorastudy.engine.fake_model import built_model, meta_model
+from lorastudy.engine.fake_model import built_model, counted_arm, meta_model
 from lorastudy.engine.loading import BaseModel
-from lorastudy.engine.memory_trace import counted_arm
 from lorastudy.engine.packed import CheckedForward, PackedEngine
 from lorastudy.engine.self_check import ROW_LENGTHS
 from lorastudy.engine.targets import linear_modules

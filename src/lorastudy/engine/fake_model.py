@@ -1,5 +1,7 @@
-"""Base models whose tensors have shapes and no content, made from a `config.json` alone."""
+"""Base models whose tensors have shapes and no content, made from a `config.json` alone, and arms to count on them."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,11 +11,13 @@ from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.base import get_keys_to_not_convert
 from transformers.quantizers.quantizers_utils import should_convert_module
 
+from lorastudy.engine.arms import TrainingArm
 from lorastudy.engine.loading import BaseModel, dtype_of
 from lorastudy.engine.quantised import fake_quantised, keep_trainable_on_cpu
 from lorastudy.engine.targets import linear_modules
 from lorastudy.errors import FOREIGN_ERRORS, ModelError, first_line
-from lorastudy.protocol.jobs import Precision
+from lorastudy.protocol.jobs import CountedArm, Precision
+from lorastudy.suite.targets import TargetLayer, resolve_targets
 
 #: The device of tensors with a shape, a type and a storage of the right size, but no content.
 META = torch.device("meta")
@@ -186,3 +190,41 @@ def _signature(layer: nn.Module) -> tuple[object, ...]:
         (name, type(module).__name__, tuple(tuple(p.shape) for p in module.parameters(recurse=False)))
         for name, module in layer.named_modules()
     )
+
+
+def counted_arms(arms: Sequence[CountedArm], *, layers: Sequence[TargetLayer]) -> list[TrainingArm]:
+    """The arms with the names of the modules that they adapt, for counting memory."""
+    counted = []
+    for number, arm in enumerate(arms):
+        names = () if arm.method.is_full else _counted_modules(arm, layers=layers)
+        alike = counted_arm(number, names, r=arm.r, dropout=arm.has_dropout)
+        counted.append(replace(alike, method=arm.method))
+    return counted
+
+
+def _counted_modules(arm: CountedArm, *, layers: Sequence[TargetLayer]) -> tuple[str, ...]:
+    """The modules that an arm adapts.
+
+    The packed engine does not adapt parameters of experts. An arm that adapts nothing else is counted with all other
+    layers in their place.
+    """
+    target_modules, numbers = arm.targets
+    chosen = resolve_targets(
+        layers,
+        target_modules=target_modules,
+        layers_to_transform=numbers,
+        exclude_modules=arm.exclude_modules,
+    )
+    modules = {layer.name for layer in layers if not layer.is_parameter}
+    others = tuple(layer.name for layer in layers if layer.name in modules and layer.left_out is None)
+    return tuple(name for name in chosen if name in modules) or others
+
+
+def counted_arm(number: int, module_names: tuple[str, ...], *, r: int, dropout: bool) -> TrainingArm:
+    """An arm for counting, of which only the size matters."""
+    return TrainingArm(
+        experiment_id=str(number), seed=number, r=r, lora_alpha=float(r), use_rslora=False, scaling=1.0,
+        lora_dropout=0.1 if dropout else 0.0, module_names=module_names, learning_rate=1e-4,
+        lr_scheduler_type="constant", num_warmup_steps=0, num_steps=1, weight_decay=0.0, max_grad_norm=1.0,
+        adam_beta1=0.9, adam_beta2=0.999, adam_epsilon=1e-8,
+    )  # fmt: skip

@@ -38,7 +38,7 @@ from lorastudy.engine import adapter_buffers, attention, loading, loss, matmul, 
 from lorastudy.engine.arms import TrainingArm
 from lorastudy.engine.attention import serves_on, takes_all_rows_on
 from lorastudy.engine.batch import ArmBatches, Batch, assemble
-from lorastudy.engine.fake_model import META, FakeModels, decoder_layers, layers_are_alike
+from lorastudy.engine.fake_model import META, FakeModels, counted_arms, decoder_layers, layers_are_alike
 from lorastudy.engine.fused_ops import FusedOps, find_fused_ops
 from lorastudy.engine.loading import BaseModel
 from lorastudy.engine.lora import SlotDropout
@@ -50,7 +50,6 @@ from lorastudy.engine.padded_forward import label_logits
 from lorastudy.engine.quantised import features, tensors_of
 from lorastudy.engine.targets import target_layers
 from lorastudy.protocol.jobs import (
-    CountedArm,
     DeviceKind,
     EngineName,
     Footprint,
@@ -58,7 +57,7 @@ from lorastudy.protocol.jobs import (
     MicroBatch,
     Phase,
 )
-from lorastudy.suite.targets import TargetLayer, adapted_modules, without_layer_number
+from lorastudy.suite.targets import without_layer_number
 
 #: Decoder layers of the smaller of the two counts. The first layer gets no gradient from below and the last one runs
 #: its MLP on labelled tokens alone, so three layers are the fewest with an ordinary one. The other count has one more.
@@ -161,23 +160,6 @@ def count_layers(
         gradient_checkpointing=question.gradient_checkpointing,
         device_kind=question.device_kind,
     )
-
-
-def counted_arms(arms: Sequence[CountedArm], *, layers: Sequence[TargetLayer]) -> list[TrainingArm]:
-    """The arms with the names of the modules that they adapt.
-
-    The packed engine does not adapt parameters of experts. An arm that adapts nothing else is counted with all other
-    layers in their place. Full fine-tuning adapts none.
-    """
-    modules = {layer.name for layer in layers if not layer.is_parameter}
-    others = tuple(layer.name for layer in layers if layer.name in modules and layer.left_out is None)
-    counted = []
-    for number, arm in enumerate(arms):
-        targets = [] if arm.method.is_full else [arm.targets]
-        names = tuple(name for name in adapted_modules(layers, targets) if name in modules)
-        alike = counted_arm(number, names or (others if targets else ()), r=arm.r, dropout=arm.has_dropout)
-        counted.append(replace(alike, method=arm.method))
-    return counted
 
 
 def _in_all_layers(arms: Sequence[TrainingArm], num_layers: int) -> bool:
@@ -585,13 +567,3 @@ def rows_of(batch: MicroBatch, *, num_ids: int) -> list[TokenRow]:
 def _num_ids(base: BaseModel) -> int:
     config: Any = base.model.config
     return int(config.get_text_config().vocab_size)
-
-
-def counted_arm(number: int, module_names: tuple[str, ...], *, r: int, dropout: bool) -> TrainingArm:
-    """An arm for counting, of which only the size matters."""
-    return TrainingArm(
-        experiment_id=str(number), seed=number, r=r, lora_alpha=float(r), use_rslora=False, scaling=1.0,
-        lora_dropout=0.1 if dropout else 0.0, module_names=module_names, learning_rate=1e-4,
-        lr_scheduler_type="constant", num_warmup_steps=0, num_steps=1, weight_decay=0.0, max_grad_norm=1.0,
-        adam_beta1=0.9, adam_beta2=0.999, adam_epsilon=1e-8,
-    )  # fmt: skip

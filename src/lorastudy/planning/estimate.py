@@ -372,6 +372,7 @@ class Estimator:
             CountedArm(
                 r=each.settings.lora_rank,
                 targets=(each.settings.target_modules, each.settings.layers_to_transform),
+                exclude_modules=each.settings.exclude_modules or (),
                 has_dropout=each.settings.lora_dropout > 0,
                 method=each.settings.arm_method,
                 order=list(own).index(each.data_seed) if own else 0,

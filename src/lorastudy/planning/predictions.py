@@ -193,7 +193,8 @@ def with_memory(
 #: Settings that decide the time of a step, besides its tokens and the number of arms.
 _PACE_SETTINGS = (
     "base_model", "quantization", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant", "target_modules",
-    "layers_to_transform", "gradient_checkpointing", "deterministic", *METHOD_KEYS, *TRAINING_KEYS,
+    "layers_to_transform", "exclude_modules", "gradient_checkpointing", "deterministic", *METHOD_KEYS,
+    *TRAINING_KEYS,
 )  # fmt: skip
 
 

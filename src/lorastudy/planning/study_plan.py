@@ -30,7 +30,14 @@ from lorastudy.planning.predictions import (
     without_memory,
     worker_answers,
 )
-from lorastudy.planning.suite_facts import data_notes, layout_notes, margin_notes, read_data, suite_case
+from lorastudy.planning.suite_facts import (
+    AdaptedArms,
+    data_notes,
+    layout_notes,
+    margin_notes,
+    read_data,
+    suite_case,
+)
 from lorastudy.report.numbers import plural
 from lorastudy.store import ExperimentTracker
 from lorastudy.suite.base_model import base_model_fingerprint, check_base_model
@@ -125,8 +132,9 @@ class StudyPlan:
         Raises:
             ModelError: names the arms, the reason and the fix.
         """
-        if self.predicted.adapted.misfits:
-            raise ModelError("\n".join(self.predicted.adapted.misfits.values()))
+        lines = misfit_lines(self.suite, self.predicted.adapted)
+        if lines:
+            raise ModelError("\n".join(lines))
 
     def check_can_run(self) -> None:
         """Refuse a plan with a base model that is not available, or with arms that do not fit their base model.
@@ -286,5 +294,17 @@ def _notes(suite: Suite, *, predicted: Predictions, data_notes: Sequence[str]) -
         *layout_notes(predicted.rows.read),
         *predicted.problems,
         *predicted.adapted.unknown,
-        *predicted.adapted.misfits.values(),
+        *misfit_lines(suite, predicted.adapted),
     )
+
+
+def misfit_lines(suite: Suite, adapted: AdaptedArms) -> list[str]:
+    """Why arms do not fit their base model, one line for each value in the file: `file:line:col: path: cause`.
+
+    Without such a place, as for a default, the line begins with the arm's label and the key.
+    """
+    lines = []
+    for misfit in adapted.misfits.values():
+        place = suite.place_of(misfit.key, misfit.settings)
+        lines.append(str(misfit) if place is None else f"{place}: {misfit.cause}")
+    return list(dict.fromkeys(lines))

@@ -110,11 +110,33 @@ class AdaptedArm:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Misfit:
+    """An arm that does not fit the layers of its base model."""
+
+    label: str
+    settings: Settings
+    error: ModelError
+
+    def __str__(self) -> str:
+        return f"{self.label}: {self.error}"
+
+    @property
+    def key(self) -> str:
+        """The key of the suite file that is to change. The error's message begins with it."""
+        return str(self.error).partition(": ")[0]
+
+    @property
+    def cause(self) -> str:
+        """The error's message without the key."""
+        return str(self.error).partition(": ")[2]
+
+
+@dataclass(frozen=True, kw_only=True)
 class AdaptedArms:
     """The layers that a suite's arms adapt, and the arms for which they are not known."""
 
     arms: Mapping[str, AdaptedArm] = field(default_factory=dict)
-    misfits: Mapping[str, str] = field(default_factory=dict)
+    misfits: Mapping[str, Misfit] = field(default_factory=dict)
     """By arm that does not fit its base model: the reason, in the words of a run."""
     unknown: tuple[str, ...] = ()
     """One line for each base model whose layers are not known."""
@@ -136,7 +158,7 @@ def adapted_arms(experiments: Sequence[Experiment], answers: Answers) -> Adapted
     """Resolve the targets of every arm against its base model."""
     arms: dict[str, AdaptedArm] = {}
     labels = labels_of(experiments)
-    misfits: dict[str, str] = {}
+    misfits: dict[str, Misfit] = {}
     unknown: dict[str, str] = {}
     for group in groups(experiments):
         base_model = group[0].settings.base_model
@@ -154,7 +176,7 @@ def adapted_arms(experiments: Sequence[Experiment], answers: Answers) -> Adapted
             try:
                 names = targets_of(settings, layers)
             except ModelError as error:
-                misfits[experiment.arm] = f"{labels[experiment.arm]}: {error}"
+                misfits[experiment.arm] = Misfit(label=labels[experiment.arm], settings=settings, error=error)
                 continue
             adapted = arm_size(
                 [by_name[name] for name in names],

@@ -144,6 +144,7 @@ class CountedArm:
 
     r: int
     targets: Targets
+    exclude_modules: tuple[str, ...] = ()
     has_dropout: bool = False
     method: ArmMethod = PLAIN
     order: int = 0

@@ -118,9 +118,9 @@ def about_full_length(arm: StudyArm) -> Text:
         f"{settings.per_device_train_batch_size} in a micro-batch: {count(full)} tokens) {more}, and those are what "
         "lorastudy recommend plans for."
     )
-    if (
-        settings.layers_to_transform is not None or settings.arm_method.is_full
-    ):  # the command has no option for it
+    # The command has no options for these.
+    selects = settings.layers_to_transform is not None or settings.exclude_modules is not None
+    if selects or settings.arm_method.is_full:
         return (text,)
     return (f"{text} To predict it: ", Code(estimate_command(settings)), ".")
 

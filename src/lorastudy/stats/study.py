@@ -30,7 +30,7 @@ from lorastudy.suite.methods import FULL, WITHOUT_KEY, without_plain
 from lorastudy.suite.question import Question, configuration_name, is_reference
 from lorastudy.suite.settings import SELECTION_KEYS, Settings, keys_without_effect
 
-_MODULE_KEYS = frozenset({"target_modules", "layers_to_transform"})
+_MODULE_KEYS = frozenset({"target_modules", "layers_to_transform", "exclude_modules"})
 _PRECISION_KEYS = frozenset({"quantization", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant"})
 #: The split that choices are made on, as in `Score.split`.
 CHOOSING_SPLIT: Literal["eval"] = "eval"

@@ -106,6 +106,7 @@ _LATER_SETTINGS: Mapping[str, Any] = {
     "test_fraction": None,
     "lr_scheduler_kwargs": {},
     "warmup_steps": 0,
+    "exclude_modules": None,
     **METHOD_KEYS,
     **TRAINING_KEYS,
 }

@@ -163,10 +163,13 @@ class ParameterMatchedModules(BaseExperiment):
             ModelError: the base model's weights are not on this machine, or it lacks the modules.
         """
         shapes = linear_shapes(self.config.base_model)
-        layers = self.config.layers_to_transform
+        layers, excluded = self.config.layers_to_transform, self.config.exclude_modules or ()
         whole = parameters_per_rank(shapes, target_modules="all", layers_to_transform=layers)
         own = parameters_per_rank(
-            shapes, target_modules=self.config.target_modules, layers_to_transform=layers
+            shapes,
+            target_modules=self.config.target_modules,
+            layers_to_transform=layers,
+            exclude_modules=excluded,
         )
         return max(1, round(self.config.lora_rank * whole / own))
 
@@ -208,10 +211,14 @@ def parameters_per_rank(
     *,
     target_modules: str | tuple[str, ...],
     layers_to_transform: tuple[int, ...] | None = None,
+    exclude_modules: tuple[str, ...] = (),
 ) -> int:
     """Trainable parameters of an adapter of rank 1: inputs plus outputs, summed over its layers."""
     names = resolve_targets(
-        named_layers(shapes), target_modules=target_modules, layers_to_transform=layers_to_transform
+        named_layers(shapes),
+        target_modules=target_modules,
+        layers_to_transform=layers_to_transform,
+        exclude_modules=exclude_modules,
     )
     return sum(sum(shapes[name]) for name in names)
 

@@ -115,6 +115,7 @@ _WORDS: Mapping[str, Word] = {
     "lora_alpha": lambda value: f"alpha {value if isinstance(value, str) else _number(value)}",
     "target_modules": _modules,
     "layers_to_transform": _layers,
+    "exclude_modules": lambda value: "nothing excluded" if value is None else f"without {_modules(value)}",
     "quantization": lambda value: str(value).replace("bit", "-bit"),
     "bnb_4bit_quant_type": str,
     "bnb_4bit_use_double_quant": lambda value: "double quantisation" if value else "single quantisation",

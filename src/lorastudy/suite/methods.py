@@ -52,7 +52,7 @@ METHOD_KEYS: Mapping[str, Any] = {
 #: The keys of an adapter: its size, its place and its method. Full fine-tuning has none of them.
 ADAPTER_KEYS = (
     "lora_rank", "lora_alpha", "use_rslora", "lora_dropout", "target_modules", "layers_to_transform",
-    *(key for key in METHOD_KEYS if key != "method"),
+    "exclude_modules", *(key for key in METHOD_KEYS if key != "method"),
 )  # fmt: skip
 
 Optimizer = Literal["adamw_torch", "adamw_8bit", "paged_adamw_8bit", "adafactor", "sgd"]

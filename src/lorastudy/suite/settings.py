@@ -179,6 +179,10 @@ class AskedSettings(BaseModel):
     layers_to_transform: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None = (
         Field(None, description="Adapt only these layers (counted from 0).")
     )
+    exclude_modules: Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(
+        None,
+        description="Do not adapt these modules of those that `target_modules` selects: names, or regular expressions of full names.",
+    )
 
     # --- the method -----------------------------------------------------------------------------------
     method: Method | None = Field(
@@ -297,12 +301,12 @@ class AskedSettings(BaseModel):
     def _whole_numbers_are_numbers(cls, value: object) -> object:
         return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
-    @field_validator("target_modules", "layers_to_transform", mode="before")
+    @field_validator("target_modules", "layers_to_transform", "exclude_modules", mode="before")
     @classmethod
     def _lists_are_tuples(cls, value: object) -> object:
         return tuple(value) if isinstance(value, list) else value
 
-    @field_validator("target_modules", "layers_to_transform")
+    @field_validator("target_modules", "layers_to_transform", "exclude_modules")
     @classmethod
     def _lists_are_sets(cls, value: object) -> object:
         return tuple(sorted(set(value))) if isinstance(value, tuple) else value
@@ -462,7 +466,7 @@ def settings_from_options(**values: object) -> Settings:
 ARM_KEYS = frozenset(
     {
         "lora_rank", "lora_alpha", "use_rslora", "lora_dropout", "target_modules", "layers_to_transform",
-        "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", *WARMUP_KEYS, "weight_decay", "max_grad_norm",
+        "exclude_modules", "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", *WARMUP_KEYS, "weight_decay", "max_grad_norm",
         "adam_beta1", "adam_beta2", "adam_epsilon", "num_train_epochs", "max_steps", "eval_steps",
         "select_checkpoint", "early_stopping_patience", "early_stopping_threshold",
         *METHOD_KEYS,

@@ -11,7 +11,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -75,6 +75,8 @@ class Arm:
     line: int | None = None
     seeks_rate: bool = False
     """Whether the arm has `learning_rate: auto`. A search then finds its rate, and the rate in `settings` is unused."""
+    places: Mapping[str, str] = field(default_factory=dict, compare=False)
+    """By key that the file gives: where its value stands, as `file:line:col: path`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +120,12 @@ class Suite:
                 (s for s in itertools.count(FIRST_TUNING_SEED) if s not in used), NUM_TUNING_SEEDS
             )
         )
+
+    def place_of(self, key: str, settings: Settings) -> str | None:
+        """Where the file gives these settings their value of a key, as `file:line:col: path`; None if it does not."""
+        value = getattr(settings, key, None)
+        places = (arm.places.get(key) for arm in self.arms if getattr(arm.settings, key, None) == value)
+        return next((place for place in places if place is not None), None)
 
     @property
     def question(self) -> Question:

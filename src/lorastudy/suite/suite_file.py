@@ -300,6 +300,7 @@ def _arms(entry: _Entry) -> list[Arm]:
         level.pop(key).values[0] if key in level else EntryKeys.model_fields[key].default
         for key in EntryKeys.model_fields
     )
+    places = {key: f"{given.place}: {given.path}" for key, given in level.items()}
     return [
         Arm(
             name=name,
@@ -307,6 +308,7 @@ def _arms(entry: _Entry) -> list[Arm]:
             seeds=seeds if isinstance(seeds, tuple) else (seeds,),
             line=entry.line,
             seeks_rate=values.get("learning_rate") == AUTO,
+            places=places,
         )
         for values in combinations(level)
     ]

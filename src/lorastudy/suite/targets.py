@@ -185,7 +185,10 @@ def targets_of(settings: Settings, layers: Sequence[TargetLayer]) -> tuple[str, 
     if settings.arm_method.is_full:
         return ()
     chosen = resolve_targets(
-        layers, target_modules=settings.target_modules, layers_to_transform=settings.layers_to_transform
+        layers,
+        target_modules=settings.target_modules,
+        layers_to_transform=settings.layers_to_transform,
+        exclude_modules=settings.exclude_modules or (),
     )
     for key in ("rank_pattern", "alpha_pattern"):
         _check_pattern(key, getattr(settings, key), chosen=chosen)
@@ -197,7 +200,7 @@ def targets_of(settings: Settings, layers: Sequence[TargetLayer]) -> tuple[str, 
         )
     if experts and settings.arm_method.is_refused_on_experts:
         raise ModelError(
-            f"{settings.arm_method.title}: the arm adapts the weights of experts ({experts[0]} and others), and PEFT has plain "
+            f"method: {settings.arm_method.title}: the arm adapts the weights of experts ({experts[0]} and others), and PEFT has plain "
             "LoRA on these. Choose target_modules without experts (qkvo)"
         )
     if experts and settings.engine == "packed":
@@ -234,6 +237,7 @@ def resolve_targets(
     *,
     target_modules: str | Sequence[str],
     layers_to_transform: Sequence[int] | None,
+    exclude_modules: Sequence[str] = (),
 ) -> tuple[str, ...]:
     """Full names of the layers an arm adapts, in the model's order.
 
@@ -242,9 +246,11 @@ def resolve_targets(
         target_modules: a preset, or names. A name matches a layer that is called `name` or ends in `.name`. A name with
             signs of a regular expression must match a layer's full name. Both are PEFT's rules.
         layers_to_transform: keep only modules of these layers, counted from 0.
+        exclude_modules: names as in `target_modules`, to leave out what they match. It is PEFT's key.
 
     Raises:
-        ModelError: a name or preset matches nothing that can be adapted; the message lists the model's layers.
+        ModelError: a name or preset matches nothing that can be adapted; the message lists the model's layers. Or a name in
+            `exclude_modules` matches none of the chosen layers, or they match all of them.
     """
     if isinstance(target_modules, str) and target_modules in TARGET_PRESETS:
         chosen = _by_preset(target_modules, layers=layers)
@@ -253,29 +259,23 @@ def resolve_targets(
         chosen = _by_name(wanted, layers=layers)
     if layers_to_transform is not None:
         chosen = _in_layers(chosen, layers=layers_to_transform)
-    return tuple(chosen)
+    return tuple(_not_excluded(chosen, exclude_modules))
 
 
-def adapted_modules(
-    layers: Sequence[TargetLayer], targets: Sequence[tuple[str | Sequence[str], Sequence[int] | None]]
-) -> tuple[str, ...]:
-    """The layers that any arm adapts, in the model's order. Arms that do not fit the model adapt nothing.
-
-    Raises:
-        ModelError: none of the arms fits.
-    """
-    adapted: set[str] = set()
-    problem: ModelError | None = None
-    for target_modules, numbers in targets:
-        try:
-            adapted |= set(
-                resolve_targets(layers, target_modules=target_modules, layers_to_transform=numbers)
+def _not_excluded(chosen: Sequence[str], exclude_modules: Sequence[str]) -> list[str]:
+    leaves = sorted({_leaf(name) for name in chosen})
+    for excluded in exclude_modules:
+        if not any(_matches(name, excluded) for name in chosen):
+            near = did_you_mean(excluded, leaves)
+            raise ModelError(
+                f"exclude_modules: {excluded}: matches none of the selected layers{near}; these are {', '.join(leaves)}"
             )
-        except ModelError as error:
-            problem = error
-    if not adapted and problem is not None:
-        raise problem
-    return tuple(layer.name for layer in layers if layer.name in adapted)
+    kept = [name for name in chosen if not any(_matches(name, excluded) for excluded in exclude_modules)]
+    if not kept:
+        raise ModelError(
+            f"exclude_modules: {', '.join(exclude_modules)}: leaves no layer to adapt; the selected layers are {', '.join(leaves)}"
+        )
+    return kept
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -409,8 +409,13 @@ def _by_name(wanted: Sequence[str], *, layers: Sequence[TargetLayer]) -> list[st
             f"the loss, and often one weight. Choose among: {_listing(layers)}; presets: {', '.join(TARGET_PRESETS)}"
         )
     if missing:
+        near = (
+            did_you_mean(missing[0], map(_leaf, (layer.name for layer in layers)))
+            if len(missing) == 1
+            else ""
+        )
         raise ModelError(
-            f"target_modules: {', '.join(missing)}: not in this model. "
+            f"target_modules: {', '.join(missing)}: not in this model{near}. "
             f"Its linear layers: {_listing(layers)}; presets: {', '.join(TARGET_PRESETS)}"
         )
     for name, found in matched.items():

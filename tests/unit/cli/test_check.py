@@ -412,3 +412,29 @@ def test_check_and_the_plans_of_a_suite_read_its_rows_once(suite, capsys, tmp_pa
     monkeypatch.setattr(study_plan, "missing_of", lambda design, *_, **__: design.experiments[1:])
     assert first not in study_plan.plan_study(loaded).missing
     assert len(list((tmp_path / "cache/lorastudy/plans").glob("rows-*"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("entry", "refusal"),
+    [
+        ("rank_pattern: {q_prj: 8}", "33: experiments[1].rank_pattern: q_prj: matches none of the layers"),
+        (
+            "target_modules: [v_prj]",
+            "35: experiments[1].target_modules: v_prj: not in this model (did you mean",
+        ),
+        (
+            "exclude_modules: [up_proj]",
+            "36: experiments[1].exclude_modules: up_proj: matches none of the selected layers",
+        ),
+    ],
+)
+def test_an_arm_that_does_not_fit_its_model_is_refused_where_the_file_says_so(suite, capsys, entry, refusal):
+    text = FAIR.replace("{name: large, lora_rank: 8}", f"{{name: large, {entry}}}").replace(
+        "lora_alpha", "lora_rank: 4\nlora_alpha"
+    )
+    with pytest.raises(SystemExit) as ended:
+        main(["check", suite(text.replace("small, lora_rank: 4", "small"))])
+    assert ended.value.code == 2
+    assert (
+        capsys.readouterr().err.count(f"suite.yaml:13:{refusal}") == 1
+    )  # though three rates make three arms

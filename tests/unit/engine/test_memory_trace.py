@@ -9,8 +9,8 @@ import pytest
 
 import tiny
 from lorastudy.engine import loss, memory_trace
-from lorastudy.engine.fake_model import FakeModels
-from lorastudy.engine.memory_trace import CountedStep, as_footprint, count_layers, counted_arms, footprint
+from lorastudy.engine.fake_model import FakeModels, counted_arms
+from lorastudy.engine.memory_trace import CountedStep, as_footprint, count_layers, footprint
 from lorastudy.engine.targets import target_layers
 from lorastudy.protocol.jobs import CountedArm, FootprintQuestion, Precision
 
@@ -109,3 +109,11 @@ def test_arms_of_a_pack_add_up_in_the_step(tmp_path: Path) -> None:
     assert two.resident_bytes - one.resident_bytes == three.resident_bytes - two.resident_bytes
     held = [step.peak_bytes["loss"] for step in (one, two, three)]
     assert held[1] - held[0] == held[2] - held[1] > 0
+
+
+def test_excluded_modules_are_not_counted() -> None:
+    layers = target_layers(tiny.make_model("llama"))
+    arms = [CountedArm(r=4, targets=("qv", None), exclude_modules=excluded) for excluded in ((), ("v_proj",))]
+    plain, excluding = counted_arms(arms, layers=layers)
+    assert {name.rpartition(".")[2] for name in plain.module_names} == {"q_proj", "v_proj"}
+    assert {name.rpartition(".")[2] for name in excluding.module_names} == {"q_proj"}

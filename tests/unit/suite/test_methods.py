@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from lorastudy.errors import ModelError, SuiteFileError
-from lorastudy.suite.experiment import Experiment, Sources
+from lorastudy.suite.experiment import Experiment, Sources, without_later
+from lorastudy.suite.labels import arm_labels
 from lorastudy.suite.methods import METHOD_KEYS, ArmMethod
 from lorastudy.suite.settings import Settings
 from lorastudy.suite.suite import expand
@@ -82,11 +83,7 @@ def test_at_the_top_in_an_entry_and_under_factors_a_method_is_the_same(write: Wr
 
 def test_ids_from_before_there_were_methods_stay() -> None:
     """The id was computed by the commit before the first method (baa40a1)."""
-    experiment = Experiment(
-        name="n", arm="a", experiment_type="custom", seed=3, settings=Settings(use_rslora=True),
-        sources=Sources(base_model="b", dataset="d", data_version=2),
-    )  # fmt: skip
-    assert experiment.id == "exp-bea269b8209812a5"
+    assert experiment_with(Settings(use_rslora=True)).id == "exp-bea269b8209812a5"
 
 
 def test_arms_of_factors_are_named_by_their_method(write: Write) -> None:
@@ -227,3 +224,44 @@ def test_an_adapter_has_the_size_of_its_patterns() -> None:
 def test_flags_name_a_method_too(folder: Path) -> None:
     suite = suite_from_values({"dataset_path": "rows.jsonl", "method": "dora"}, where="run")
     assert suite.arms[0].settings.use_dora
+
+
+def test_excluded_modules_are_not_adapted_as_in_peft() -> None:
+    names = [f"model.layers.{n}.self_attn.{leaf}" for n in (0, 1) for leaf in ("q_proj", "k_proj", "v_proj")]
+
+    def kept(*excluded: str) -> list[str]:
+        settings = Settings(target_modules=("q_proj", "k_proj"), exclude_modules=excluded)
+        return [
+            name.removeprefix("model.layers.").replace("self_attn.", "")
+            for name in targets_of(settings, named_layers(names))
+        ]
+
+    assert kept("k_proj") == ["0.q_proj", "1.q_proj"]
+    assert kept(r".*\.1\..*") == ["0.q_proj", "0.k_proj"]
+    assert kept("layers.0.self_attn.q_proj", "k_proj") == ["1.q_proj"]
+    with pytest.raises(
+        ModelError, match=r"exclude_modules: v_proj: matches none .*; these are k_proj, q_proj"
+    ):
+        kept("v_proj")  # the model has it, but it is not selected
+    with pytest.raises(ModelError, match=r"matches none of .* \(did you mean k_proj\?\)"):
+        kept("kproj")
+    with pytest.raises(ModelError, match="leaves no layer to adapt"):
+        kept(".*")
+
+
+def experiment_with(settings: Settings) -> Experiment:
+    return Experiment(
+        name="n", arm="a", experiment_type="custom", seed=3, settings=settings,
+        sources=Sources(base_model="b", dataset="d", data_version=2),
+    )  # fmt: skip
+
+
+def test_excluding_nothing_is_the_experiment_from_before_the_key() -> None:
+    before = experiment_with(Settings())
+    assert "exclude_modules" not in without_later(Settings().model_dump())
+    assert experiment_with(Settings(exclude_modules=None)).id == before.id
+    excluding = experiment_with(Settings(exclude_modules=("k_proj",)))
+    assert excluding.id != before.id
+    assert excluding.pack_key == before.pack_key  # the arms train together
+    labels = arm_labels({"a": Settings(), "b": excluding.settings})
+    assert labels == {"a": "nothing excluded", "b": "without k"}
