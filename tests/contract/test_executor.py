@@ -246,6 +246,15 @@ def test_asked_to_leave_a_worker_saves_first_and_no_other_starts(
     assert end.was_killed
 
 
+@pytest.mark.parametrize(
+    "make_executor",
+    [
+        "local",
+        pytest.param("side by side", marks=pytest.mark.slow),
+        pytest.param("ray", marks=pytest.mark.slow),
+    ],
+    indirect=True,
+)
 def test_a_worker_that_hangs_is_ended_and_the_next_folder_served(
     executor: Executor, make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

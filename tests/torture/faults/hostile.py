@@ -45,7 +45,7 @@ from torture.harness import FaultResult, Row, counted, listed, tried
 ROW = Row(
     fault="hostile names, files and strings",
     must="0 escapes, 0 executions",
-    short=120,
+    short=60,
     default=1000,
     kept=1000,
 )

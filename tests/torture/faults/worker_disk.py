@@ -12,7 +12,7 @@ from torture.harness import FaultResult, Row
 ROW = Row(
     fault="ENOSPC and EIO at the k-th change that a worker makes to its files while it trains",
     must="nothing lost, one message, the same command goes on",
-    short=2,
+    short=1,
     default=100_000,  # every k, with both
     kept=100_000,
     in_memory=True,
