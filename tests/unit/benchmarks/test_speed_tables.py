@@ -83,15 +83,26 @@ def test_a_trial_with_other_settings_fills_no_row(speed, root, make_row, make_fi
 def test_what_was_reached_is_decided_by_the_row_s_own_quantity(speed, root, make_row, make_file):
     make_file(root, "2026-01-02-a.json", [make_row("lab"), make_row("alpaca-fp32")])
     (lab,) = cells(speed.goal_table(root), row=LAB)
-    assert lab[1:] == ["whole process", "3.0 times", "8.0 times", "3.00 times [2.00, 4.00]", "floor reached"]
-    (alpaca,) = cells(speed.goal_table(root), row="Alpaca")
-    assert alpaca[1:] == ["training", "2.0 times", "3.0 times", "2.00 times [2.00, 3.00]", "floor reached"]
-    asked = speed.Asked(
-        id="x", device="cpu", setting="x", expects={}, floor=2.1, goal=3.0, decides="train_seconds"
-    )
+    assert lab[1:] == [
+        "whole process",
+        "4.0 times",
+        "8.0 times",
+        "3.00 times [2.00, 4.00]",
+        "below the floor",
+    ]
+    training, whole = cells(speed.goal_table(root), row="Alpaca")
+    assert training[1:] == [
+        "training",
+        "2.6 times",
+        "3.0 times",
+        "2.00 times [2.00, 3.00]",
+        "below the floor",
+    ]
+    assert whole[1:] == ["whole process", "2.2 times", ABSENT, "3.00 times [2.00, 4.00]", "floor reached"]
     measured = speed.newest(root)["lab"][0]
-    assert speed.outcome(asked, measured) == "below the floor"
-    assert speed.outcome(replace(asked, floor=1.0, goal=2.0), measured) == "goal reached"
+    goal = speed.Goal(decides="train_seconds", floor=2.1, goal=3.0)
+    assert speed.outcome(goal, measured) == "below the floor"
+    assert speed.outcome(replace(goal, floor=1.0, goal=2.0), measured) == "goal reached"
 
 
 def test_a_ratio_does_not_count_when_the_losses_differ(speed, root, make_row, make_file):
