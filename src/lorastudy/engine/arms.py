@@ -43,6 +43,7 @@ class TrainingArm:
     adam_beta2: float
     adam_epsilon: float
     lr_scheduler_kwargs: tuple[tuple[str, Any], ...] = ()
+    label_smoothing_factor: float = 0.0
     modules_left_out: tuple[str, ...] = ()
     """Modules of the arm's preset that PEFT cannot adapt, with the reason."""
     method: ArmMethod = PLAIN
@@ -228,6 +229,7 @@ def make_arm(
         num_steps=num_steps,
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
+        label_smoothing_factor=settings.label_smoothing_factor,
         adam_beta1=settings.adam_beta1,
         adam_beta2=settings.adam_beta2,
         adam_epsilon=settings.adam_epsilon,

@@ -26,8 +26,9 @@ def completion_loss(
     targets_M: Tensor,
     grad_scale_K: Tensor,
     labels: Spans | None = None,
+    label_smoothing_K: Tensor | None = None,
 ) -> Tensor:
-    """Summed negative log-likelihood per arm in nats, (K,), fp32.
+    """Summed negative log-likelihood per arm in nats, (K,), fp32; with label smoothing, the loss that this trains.
 
     `hidden_KMD` are the states that predict `targets_M`. Equals
     `cross_entropy(head(hidden).float(), targets, reduction="sum")` for each arm. The backward pass gives
@@ -35,8 +36,12 @@ def completion_loss(
     applied before the gradient is rounded to half precision.
 
     If arms have rows of their own, `labels` are the spans of the arms in M, and the states are (1, M, D).
+
+    Label smoothing e gives the target the share 1 - e, and each token of the vocabulary, the target too, e / V: the loss of
+    a token is (1 - e) nll + e mean(-log p), as `cross_entropy(label_smoothing=e)` and transformers' `LabelSmoother`.
     """
-    loss_K: Tensor = _CompletionLoss.apply(hidden_KMD, head, targets_M, grad_scale_K, labels)  # type: ignore[no-untyped-call]  # torch
+    of_arms = (grad_scale_K, label_smoothing_K)
+    loss_K: Tensor = _CompletionLoss.apply(hidden_KMD, head, targets_M, of_arms, labels)  # type: ignore[no-untyped-call]  # torch
     return loss_K
 
 
@@ -55,7 +60,10 @@ def token_scores(hidden_KMD: Tensor, head: nn.Module, *, targets_M: Tensor) -> t
 
 
 class _CompletionLoss(torch.autograd.Function):
-    """d nll / d logits = softmax(logits) - onehot, computed chunk by chunk already in the forward pass."""
+    """d loss / d logits = softmax(logits) - labels, computed chunk by chunk already in the forward pass.
+
+    The labels of a row are one-hot, or smoothed: (1 - e) onehot + e / V.
+    """
 
     @staticmethod
     def forward(
@@ -63,24 +71,30 @@ class _CompletionLoss(torch.autograd.Function):
         hidden_KMD: Tensor,
         head: nn.Module,
         targets_M: Tensor,
-        grad_scale_K: Tensor,
+        of_arms: tuple[Tensor, Tensor | None],
         labels: Spans | None,
     ) -> Tensor:
+        """`of_arms` are the factor on each arm's gradient, and its label smoothing."""
         hidden, targets, chunks = _rows(hidden_KMD, head, targets_M=targets_M)
         nll = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
         grad = torch.empty_like(hidden)
         weight_VD, bias_V = _weights(head)
-        scale = (
-            grad_scale_K.repeat_interleave(hidden_KMD.shape[1])
-            if labels is None
-            else labels.spread(grad_scale_K)
+        scale, smoothing = (
+            None if values_K is None else _spread(values_K, hidden_KMD, labels=labels) for values_K in of_arms
         )
+        assert scale is not None
         for chunk in chunks:
             logits_CV = linear(hidden[chunk], weight_VD, bias_O=bias_V).float()
             log_p_CV = torch.log_softmax(logits_CV, dim=-1)
             nll[chunk] = _chosen(log_p_CV, targets[chunk]).neg()
+            share: Tensor | float = 1.0
+            if smoothing is not None:
+                share = 1.0 - smoothing[chunk]
+                nll[chunk] = share * nll[chunk] - smoothing[chunk] * log_p_CV.mean(dim=-1)
             dlogits_CV = log_p_CV.exp_()
-            dlogits_CV[torch.arange(len(dlogits_CV), device=hidden.device), targets[chunk]] -= 1.0
+            dlogits_CV[torch.arange(len(dlogits_CV), device=hidden.device), targets[chunk]] -= share
+            if smoothing is not None:
+                dlogits_CV -= smoothing[chunk, None] / dlogits_CV.shape[1]
             dlogits_CV *= scale[chunk, None]
             grad[chunk] = linear(dlogits_CV.to(weight_VD.dtype), weight_VD.mT)
         ctx.save_for_backward(grad.view(hidden_KMD.shape))
@@ -93,6 +107,11 @@ class _CompletionLoss(torch.autograd.Function):
         own_K = grads[0].to(grad_KMD.dtype)
         own = own_K[:, None, None] if ctx.labels is None else ctx.labels.spread(own_K)[None, :, None]
         return grad_KMD * own, None, None, None, None
+
+
+def _spread(values_K: Tensor, hidden_KMD: Tensor, *, labels: Spans | None) -> Tensor:
+    """Each arm's value for each of its rows of `_rows`."""
+    return values_K.repeat_interleave(hidden_KMD.shape[1]) if labels is None else labels.spread(values_K)
 
 
 def _rows(hidden_KMD: Tensor, head: nn.Module, *, targets_M: Tensor) -> tuple[Tensor, Tensor, list[slice]]:

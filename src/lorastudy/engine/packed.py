@@ -140,6 +140,8 @@ class PackedEngine:
             self.close()
             raise
         self._loss_scale = LossScale(len(self.arms), enabled=base.dtype is torch.float16, device=base.device)
+        smoothing = [arm.label_smoothing_factor for arm in self.arms]
+        self._label_smoothing_K = torch.tensor(smoothing, device=base.device) if any(smoothing) else None
         self._diverged: set[str] = set()
         self._stopped: set[str] = set()
         self._gradient_checkpointing = gradient_checkpointing
@@ -216,6 +218,7 @@ class PackedEngine:
                         targets_M=batch.targets_M,
                         grad_scale_K=grad_scale_K,
                         labels=None if batch.layout is None else batch.layout.labels,
+                        label_smoothing_K=self._label_smoothing_K,
                     )
                     nll_sum_K.sum().backward()  # type: ignore[no-untyped-call]  # torch
                 total_K += nll_sum_K.detach()

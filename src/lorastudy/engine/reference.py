@@ -369,7 +369,7 @@ class ReferenceEngine:
         for step in steps:
             batches = self._rows_of(arm, step)
             optimizer.zero_grad(set_to_none=self.frees_gradients)
-            loss = self._accumulate(batches, scaler=scaler)
+            loss = self._accumulate(batches, scaler=scaler, label_smoothing=arm.label_smoothing_factor)
             scaler.unscale_(optimizer)
             norm = _clip(trainer.parameters, max_norm=arm.max_grad_norm)
             rate = trainer.schedule.get_last_lr()[0]
@@ -393,17 +393,20 @@ class ReferenceEngine:
         ]
         return [batch for batch in own if batch is not None]
 
-    def _accumulate(self, batches: Sequence[Batch], *, scaler: torch.amp.GradScaler) -> float:
+    def _accumulate(
+        self, batches: Sequence[Batch], *, scaler: torch.amp.GradScaler, label_smoothing: float
+    ) -> float:
         """Add up gradients; return the loss per completion token of all batches."""
         num_tokens = sum(batch.num_completion_tokens for batch in batches)
         total = 0.0
         self._set_training(training=True)
         with activation_checkpointing(self._model, enabled=self._gradient_checkpointing):
             for batch in batches:
-                loss = (
-                    F.cross_entropy(label_logits(self._model, batch), batch.targets_M, reduction="sum")
-                    / num_tokens
+                logits_MV = label_logits(self._model, batch)
+                summed = F.cross_entropy(
+                    logits_MV, batch.targets_M, reduction="sum", label_smoothing=label_smoothing
                 )
+                loss = summed / num_tokens
                 scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # torch
                 total += loss.item()
         self._set_training(training=False)

@@ -107,6 +107,7 @@ _LATER_SETTINGS: Mapping[str, Any] = {
     "lr_scheduler_kwargs": {},
     "warmup_steps": 0,
     "exclude_modules": None,
+    "label_smoothing_factor": 0.0,
     **METHOD_KEYS,
     **TRAINING_KEYS,
 }

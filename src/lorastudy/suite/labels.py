@@ -127,6 +127,7 @@ _WORDS: Mapping[str, Word] = {
     "lr_scheduler_type": lambda value: str(value).replace("_", " "),
     "lr_scheduler_kwargs": lambda value: ", ".join(f"{key} {item}" for key, item in value.items()),
     "optim": lambda value: _OPTIMIZERS[value],
+    "label_smoothing_factor": lambda value: f"label smoothing {_number(value)}",
     "neftune_noise_alpha": lambda value: "no NEFTune" if value is None else f"NEFTune alpha {_number(value)}",
     "engine": lambda value: f"{value} engine",
 }

@@ -158,6 +158,13 @@ class AskedSettings(BaseModel):
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's first-moment decay.")
     adam_beta2: float = Field(0.999, ge=0, lt=1, description="AdamW's second-moment decay.")
     adam_epsilon: float = Field(1e-8, gt=0, description="AdamW's epsilon.")
+    label_smoothing_factor: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="While training, the share of each label that is spread evenly over all tokens. Training losses include it; "
+        "held-out losses do not, so arms with and without it compare.",
+    )
     neftune_noise_alpha: float | None = Field(
         None,
         gt=0,
@@ -293,6 +300,7 @@ class AskedSettings(BaseModel):
         "lora_alpha",
         "loraplus_lr_ratio",
         "neftune_noise_alpha",
+        "label_smoothing_factor",
         "checkpoint_minutes",
         "early_stopping_threshold",
         mode="before",
@@ -468,7 +476,7 @@ ARM_KEYS = frozenset(
         "lora_rank", "lora_alpha", "use_rslora", "lora_dropout", "target_modules", "layers_to_transform",
         "exclude_modules", "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", *WARMUP_KEYS, "weight_decay", "max_grad_norm",
         "adam_beta1", "adam_beta2", "adam_epsilon", "num_train_epochs", "max_steps", "eval_steps",
-        "select_checkpoint", "early_stopping_patience", "early_stopping_threshold",
+        "select_checkpoint", "early_stopping_patience", "early_stopping_threshold", "label_smoothing_factor",
         *METHOD_KEYS,
         *TRAINING_KEYS,
     }

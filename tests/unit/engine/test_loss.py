@@ -40,6 +40,42 @@ def test_value_and_gradient_equal_cross_entropy(num_arms, num_labels, bias):
     torch.testing.assert_close(x.grad, y.grad)
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_smoothed_labels_equal_cross_entropy_with_them(bias):
+    head, hidden, targets = make(3, 5, bias=bias)
+    scale, smoothing = torch.linspace(0.5, 2.0, 3), torch.tensor([0.0, 0.1, 0.7])
+    x = hidden.clone().requires_grad_()
+    sums = completion_loss(x, head, targets_M=targets, grad_scale_K=scale, label_smoothing_K=smoothing)
+    sums.sum().backward()
+
+    y = hidden.clone().requires_grad_()
+    expected = torch.stack(
+        [
+            F.cross_entropy(head(y_k), targets, reduction="sum", label_smoothing=e.item())
+            for y_k, e in zip(y, smoothing, strict=True)
+        ]
+    )
+    (expected * scale).sum().backward()
+    torch.testing.assert_close(sums, expected)
+    torch.testing.assert_close(x.grad, y.grad)
+
+
+def test_an_arm_without_smoothing_keeps_its_bits_beside_one_with_it():
+    head, hidden, targets = make(3, 5)
+    found = []
+    for smoothing in (None, torch.tensor([0.0, 0.3, 0.0])):
+        x = hidden.clone().requires_grad_()
+        sums = completion_loss(
+            x, head, targets_M=targets, grad_scale_K=torch.ones(3), label_smoothing_K=smoothing
+        )
+        sums.sum().backward()
+        found.append((sums.detach(), x.grad))
+    for arm in (0, 2):
+        assert found[0][0][arm] == found[1][0][arm]
+        assert torch.equal(found[0][1][arm], found[1][1][arm])
+    assert found[0][0][1] != found[1][0][1]
+
+
 def test_scores_equal_cross_entropy_and_argmax():
     head, hidden, targets = make(3, 7)
     targets[0] = head(hidden[1, 0]).argmax()
