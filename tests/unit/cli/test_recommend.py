@@ -121,13 +121,14 @@ def results(base_model="lab", sources=None, **settings):
 
 
 class CandidateFinder:
-    """CandidateFinder for which a rank takes 100 bytes, half of it in 4 bits."""
+    """CandidateFinder for which a rank takes 100 bytes, half of it in 4 bits, and full fine-tuning 5,000."""
 
     def __init__(self, budget_bytes):
         self.budget_bytes = budget_bytes
 
     def fitting(self, settings, *, departures=()):
         peak = settings.lora_rank * (50 if settings.quantization == "4bit" else 100)
+        peak = 5_000 if settings.arm_method.is_full else peak
         if peak > self.budget_bytes:
             return None
         return Candidate(
@@ -498,6 +499,36 @@ def test_a_suite_that_cannot_answer_is_named_with_the_reason(name, message, stor
     code, told = ended_with(["--suite-name", name, *store], capsys)
     assert code == 2
     assert message in told.err
+
+
+def test_full_fine_tuning_is_recommended_only_where_it_fits_and_as_it_was_measured():
+    """It is the best by 0.3 nats. Without room for it, or in 4 bits, the better of the ranks is the answer."""
+    whole = Settings(base_model="lab", method="full").model_dump(mode="json")
+    full = [
+        replace(
+            each,
+            experiment_id=f"full/{each.seed}",
+            name=f"full_{each.seed}",
+            arm="full",
+            settings=whole,
+            scores={
+                key: replace(score, value=0.7 + each.seed**2 / 500) for key, score in each.scores.items()
+            },
+        )
+        for each in results()
+        if each.arm == "r8"
+    ]
+    stored = at_three_rates([replace(each, experiment_type="custom") for each in [*results(), *full]])
+    found = answer(stored)
+    assert found.name.startswith("full fine-tuning")
+    assert (
+        recommendation.shown_settings(found.candidate).items()
+        >= {"method": "full", "quantization": "bf16"}.items()
+    )
+    assert "lora_rank" not in recommendation.shown_settings(found.candidate)
+    for other in (answer(stored, budget_bytes=4_000), answer(stored, fixed={"quantization": "4bit"})):
+        assert other.candidate.settings.lora_rank == 8
+        assert not other.candidate.settings.arm_method.is_full
 
 
 def test_data_that_were_never_studied_get_a_start_with_lengths_of_their_own():
