@@ -114,3 +114,29 @@ def test_timed_steps_are_shown_and_kept_for_the_next_time(cache: Path) -> None:
     paces = {name for name in kept(cache) if name.startswith("pace")}
     assert len(paces) == 1
     assert paces <= answers.keys()
+
+
+def test_full_fine_tuning_is_estimated_as_a_method(cache: Path) -> None:
+    """In fp32 a weight takes 4 bytes, and as much for its copy and its gradient, and 8 for its moments."""
+    asked = ("--method", "full", "--quantization", "fp32", "--max-seq-length", "32", "--json")
+    (pack,) = json.loads(estimated_here(cache, *asked).stdout)["packs"]
+    num_weights, terms = pack["num_trainable_parameters"], pack["terms_bytes"]
+    assert (terms["gradients"], terms["adapters"]) == (4 * num_weights, 0)
+    assert terms["base_weights"] == pytest.approx(4 * num_weights, rel=0.01)
+    assert terms["optimizer"] == pytest.approx(12 * num_weights, rel=0.01)
+    # a model in the run folder and one in the output folder; weights and moments in two checkpoints
+    assert pack["disk_bytes"] == (2 * 4 + 2 * 12) * num_weights
+    assert not any("4bit" in change["change"] for change in pack["changes"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--method", "ful"), "--method: ful: unknown (did you mean full?)"),
+        (("--method", "full", "--rank", "8"), "--rank: full fine-tuning has no adapter and no rank"),
+        (("--method", "full", "--quantization", "4bit"), "--quantization: full fine-tuning trains the base's own weights"),
+        (("--method", "pissa", "--quantization", "8bit"), "--method: PiSSA takes a part out of the frozen weights"),
+    ],
+)  # fmt: skip
+def test_a_method_that_cannot_be_is_refused(cache: Path, arguments: tuple[str, ...], message: str) -> None:
+    assert f"error: {message}" in estimated_here(cache, *arguments, expect=2).stderr

@@ -2,10 +2,10 @@
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 def estimate(
     base_model: Annotated[str, typer.Option(help=PLANNED_MODEL)] = "lab",
     suite: Annotated[Path | None, typer.Option(help="Estimate the packs of a suite file instead.")] = None,
+    method: Annotated[
+        str | None, typer.Option(help="Method of the arms, such as dora; full for full fine-tuning.")
+    ] = None,
     rank: Annotated[list[int] | None, typer.Option(help="Rank of the arms; give it several times.")] = None,
     target_modules: Annotated[str, typer.Option(help=TARGET_MODULES)] = "qkvo",
     max_seq_length: Annotated[
@@ -63,7 +66,6 @@ def estimate(
     from lorastudy.planning.pack_report import pack_reports, time_steps
     from lorastudy.planning.predictions import OnWait, print_nothing, use_stored_times, worker_answers
     from lorastudy.planning.study_plan import StudyPlan, plan_configurations, plan_study
-    from lorastudy.suite.settings import settings_from_options
     from lorastudy.suite.suite_file import load_suite
 
     loaded = None if suite is None else load_suite(suite)
@@ -72,12 +74,15 @@ def estimate(
     def planned(answers: "Answers", tracker: "ExperimentTracker | None", *, on_wait: OnWait) -> StudyPlan:
         if loaded is not None:
             return plan_study(loaded, tracker=tracker, answers=answers, on_wait=on_wait)
-        settings = settings_from_options(
-            base_model=base_model, max_seq_length=max_seq_length, quantization=quantization,
-            per_device_train_batch_size=batch_size, gradient_accumulation_steps=accumulation,
-            lora_dropout=lora_dropout, gradient_checkpointing=gradient_checkpointing,
-            trust_remote_code=trust_remote_code, target_modules=target_modules_of(target_modules),
-        )  # fmt: skip
+        asked = {
+            "base_model": base_model, "max_seq_length": max_seq_length, "quantization": quantization,
+            "per_device_train_batch_size": batch_size, "gradient_accumulation_steps": accumulation,
+            "lora_dropout": lora_dropout, "gradient_checkpointing": gradient_checkpointing,
+            "trust_remote_code": trust_remote_code, "target_modules": target_modules_of(target_modules),
+        }  # fmt: skip
+        settings = _settings(asked, method=method)
+        if rank and settings.arm_method.is_full:
+            raise StudyError("--rank: full fine-tuning has no adapter and no rank; leave it out")
         return plan_configurations(_arms(settings, ranks=rank or [16], copies=arms), answers)
 
     with worker_answers(_note) as answers, _store(database) as (tracker, results):
@@ -99,6 +104,26 @@ def estimate(
     console = PlainConsole()
     for report in reports:
         show_pack_report(console, report, of_suite=suite is not None)
+
+
+def _settings(asked: Mapping[str, object], *, method: str | None) -> "Settings":
+    """The settings that the options ask for.
+
+    Raises:
+        StudyError: there is no such method, or it cannot train as the other options say.
+    """
+    from lorastudy.suite.methods import Method, method_problem, written_out
+    from lorastudy.suite.settings import settings_from_options
+    from lorastudy.suite.wording import did_you_mean
+
+    if method is not None and method not in get_args(Method):
+        near = did_you_mean(method, get_args(Method)) or f"; one of {', '.join(get_args(Method))}"
+        raise StudyError(f"--method: {method}: unknown{near}")
+    values = {**asked, "method": method}
+    problem = method_problem(values)
+    if problem is not None:
+        raise StudyError(f"--{problem[0].replace('_', '-')}: {problem[1]}")
+    return settings_from_options(**written_out(values))
 
 
 @contextmanager
@@ -123,7 +148,7 @@ def _note(line: str) -> None:
 
 
 def _arms(settings: "Settings", *, ranks: Sequence[int], copies: int) -> "list[Experiment]":
-    """Arms of these ranks, each `copies` times, on one order of the rows and so in one pack."""
+    """Arms of these ranks or one of full fine-tuning, each `copies` times, on one order of the rows and so in one pack."""
     from lorastudy.suite.experiment import Experiment, Sources
 
     if min(ranks) < 1:
