@@ -267,8 +267,12 @@ def analyse(result: StudyResult) -> "Sequence[Analysis]":
     return tuple(studied.analysis for studied in report.studies)
 
 
-def write_report(result: StudyResult, output: str | Path = str(REPORT)) -> list[Path]:
+def write_report(
+    result: StudyResult, output: str | Path = str(REPORT), *, with_answers: bool = False
+) -> list[Path]:
     """Write the report and return its files: Markdown, the HTML page next to it, then the plots.
+
+    `with_answers` adds some prompts with their references and each arm's answers. They are rows of your data.
 
     Raises:
         StudyError: no experiment has completed.
@@ -277,4 +281,4 @@ def write_report(result: StudyResult, output: str | Path = str(REPORT)) -> list[
 
     with ExperimentTracker(result.store) as tracker:
         found = read_report(tracker, suite_name=result.suite_name)
-        return save_report(found, tracker, output=Path(output))
+        return save_report(found, tracker, output=Path(output), with_answers=with_answers)

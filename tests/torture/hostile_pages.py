@@ -19,6 +19,7 @@ from lorastudy.report.figures.data import study_figures
 from lorastudy.report.html import render_html
 from lorastudy.report.markdown import render_markdown
 from lorastudy.report.read import Studied, without_traces
+from lorastudy.report.sections.answers import AskedRow
 from lorastudy.report.write import Part, compose
 from lorastudy.stats.held_out_curves import held_out_curves
 from lorastudy.stats.study import Study, split_studies
@@ -68,7 +69,11 @@ def pages(text: str) -> tuple[str, str]:
 def _part(study: Study, suite: SuiteSummary) -> Part:
     analysis, held_out = analyse(study), held_out_curves(study)
     figures = study_figures(analysis, {}, held_out=held_out)
-    return Part(studied=Studied(analysis=analysis, suite=suite), figures=figures, held_out=held_out)
+    text = suite.description
+    answers = (AskedRow(prompt=text, reference=text, answers={analysis.completed[0].arm.name: text}),)
+    return Part(
+        studied=Studied(analysis=analysis, suite=suite), figures=figures, held_out=held_out, answers=answers
+    )
 
 
 class _Elements(HTMLParser):

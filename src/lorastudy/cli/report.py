@@ -32,6 +32,13 @@ def report(
         str | None,
         typer.Option(help="Of imported results: the arm to compare the others with; by default the best."),
     ] = None,
+    with_answers: Annotated[
+        bool,
+        typer.Option(
+            "--with-answers",
+            help="Also some prompts with their references and each arm's answers. They are rows of your data.",
+        ),
+    ] = False,
     output: ReportFile = REPORT,
     database: Database = DATABASE,
 ) -> None:
@@ -47,7 +54,7 @@ def report(
             reference=reference,
             store_flags=() if database == DATABASE else ("--database", database),
         )
-        written = save_report(found, tracker, output=output)
+        written = save_report(found, tracker, output=output, with_answers=with_answers)
     say_report(found, written)
 
 

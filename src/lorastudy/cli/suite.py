@@ -103,5 +103,5 @@ def demo(
     run_experiments(suite, database=database, options=options)
     with ExperimentTracker(database) as tracker:
         found = read_report(tracker, suite_name=suite.name)
-        written = save_report(found, tracker, output=output)
+        written = save_report(found, tracker, output=output, with_answers=True)
     say_report(found, written, chart=True)

@@ -35,6 +35,7 @@ from lorastudy.report.markdown import render_markdown
 from lorastudy.report.numbers import names
 from lorastudy.report.read import Report, Studied, read_report
 from lorastudy.report.row_differences import rows_of_deciding_pair
+from lorastudy.report.sections.answers import AskedRow, answer_blocks, stored_answers
 from lorastudy.report.sections.costs import frontier_blocks, incident_blocks, pack_blocks, prediction_blocks
 from lorastudy.report.sections.curves import held_out_blocks
 from lorastudy.report.sections.front import decision_blocks, front_blocks, limit_blocks, run_blocks
@@ -69,6 +70,8 @@ class Part:
     figures: tuple[Figure, ...]
     held_out: Mapping[str, HeldOutCurve]
     """The held-out loss during training, by arm, of those that were scored on the way."""
+    answers: tuple[AskedRow, ...] = ()
+    """Stored prompts with their answers, if the report is to have them."""
 
     @property
     def analysis(self) -> Analysis:
@@ -105,8 +108,11 @@ def save_report(
     *,
     output: Path = REPORT,
     plots: Path | None = None,
+    with_answers: bool = False,
 ) -> list[Path]:
     """Write what was read and return the files written: Markdown, HTML, then the plots.
+
+    `with_answers` also writes the prompts, references and answers that the store keeps. They are rows of the user's data.
 
     Plots go to `<output's stem in lower case>/plots` beside the output by default: `RESULTS.md`
     has them in `results/plots`, and two reports in one folder do not overwrite each other's.
@@ -114,7 +120,8 @@ def save_report(
     folder = plots if plots is not None else output.parent / output.stem.lower() / "plots"
     if report.imported is not None:
         return _write_imported(report.imported, output=output, folder=folder)
-    parts = _with_distinct_file_names([_part(tracker, studied) for studied in report.studies])
+    found = [_part(tracker, studied, with_answers=with_answers) for studied in report.studies]
+    parts = _with_distinct_file_names(found)
     folder.mkdir(parents=True, exist_ok=True)
     images = [path for part in parts for figure in part.figures for path in save_figure(figure, folder)]
     blocks = compose(parts, output=output, imported_apart=report.imported_apart)
@@ -141,12 +148,13 @@ def _write_pages(blocks: Sequence[Block], *, output: Path, plots: Path) -> list[
     return [output, html_path]
 
 
-def _part(tracker: ExperimentTracker, studied: Studied) -> Part:
+def _part(tracker: ExperimentTracker, studied: Studied, *, with_answers: bool) -> Part:
     analysis = studied.analysis
     drawn = curve_arms(analysis)
     held_out = {name: curve for name, curve in held_out_curves(analysis.study).items() if name in drawn}
     figures = study_figures(analysis, _curves(tracker, analysis), held_out=held_out)
-    return Part(studied=studied, figures=figures, held_out=held_out)
+    answers = stored_answers(tracker, analysis) if with_answers else ()
+    return Part(studied=studied, figures=figures, held_out=held_out, answers=answers)
 
 
 def _curves(tracker: ExperimentTracker, analysis: Analysis) -> Mapping[str, Sequence[CurvePoint]]:
@@ -245,6 +253,7 @@ def _part_blocks(part: Part, *, level: int, output: Path) -> list[Block]:
         *failure_blocks(study, level=level),
         *fairness_blocks(analysis.lint, num_arms=len(study.arms), level=level),
         *row_blocks(analysis, rows_of_deciding_pair(analysis), figures=_drawn(part, "rows"), level=level),
+        *answer_blocks(analysis, part.answers, level=level),
         *frontier_blocks(analysis, figures=(Shown(in_markdown=frontier),), level=level),
         *_headed(
             "Costs and forgetting",

@@ -25,22 +25,26 @@ def versus_blocks(analysis: Analysis, *, level: int) -> list[Block]:
     arms = tuple(summary.arm.name for summary in analysis.completed)
     if len(arms) < 2 or analysis.reference is None:
         return []
-    named = decide(analysis).arm or arms[0]
-    other = (
-        analysis.reference.name if analysis.reference.name != named else next(a for a in arms if a != named)
-    )
     text = (
         f"The difference in {analysis.primary.title.lower()} is paired, with its 95 % interval, and no verdict: intervals of "
         "single pairs are not corrected for their number."
     )
     versus = Versus(
         arms=arms,
-        chosen=(named, other),
+        chosen=two_arms(analysis),
         table=_side_by_side(analysis, arms),
         differences=tuple(_differences(analysis)),
     )
     heading = Heading(level=level, text="Compare two arms")
     return [Shown(on_page=(heading, Paragraph((text,)), versus))]
+
+
+def two_arms(analysis: Analysis) -> tuple[str, str]:
+    """The arm that the study names, and the reference, or if that is the same arm the first other one."""
+    arms = [summary.arm.name for summary in analysis.completed]
+    named = decide(analysis).arm or arms[0]
+    reference = [] if analysis.reference is None else [analysis.reference.name]
+    return named, next((arm for arm in [*reference, *arms] if arm != named), named)
 
 
 def _side_by_side(analysis: Analysis, arms: Sequence[str]) -> Table:
