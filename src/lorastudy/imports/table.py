@@ -23,7 +23,8 @@ from lorastudy.imports import refuse
 from lorastudy.lint.rates import METHOD_KEY
 from lorastudy.store.views import ImportedResult, ImportedScore
 from lorastudy.suite.levels import FOREIGN_NAMES
-from lorastudy.suite.settings import TARGET_PRESETS, Settings, label
+from lorastudy.suite.names import label
+from lorastudy.suite.settings import TARGET_PRESETS, Settings
 from lorastudy.suite.wording import checked, did_you_mean, shown
 from lorastudy.suite.yaml_reading import Problems, plain, read_yaml, resolve_scalar
 

@@ -15,8 +15,9 @@ from typing import Any, ClassVar
 from lorastudy.errors import ModelError, StudyError
 from lorastudy.suite.base_model import Shape, weight_shapes
 from lorastudy.suite.methods import written_out
+from lorastudy.suite.names import names_of_varied, value_in_name
 from lorastudy.suite.own_code import is_file, name_in_file, run_file
-from lorastudy.suite.settings import LENGTH_KEYS, AskedSettings, Settings, names_of_varied, value_in_name
+from lorastudy.suite.settings import LENGTH_KEYS, AskedSettings, Settings
 from lorastudy.suite.targets import named_layers, resolve_targets
 from lorastudy.suite.wording import checked, did_you_mean
 

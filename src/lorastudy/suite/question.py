@@ -16,7 +16,7 @@ from typing import Any, Literal, Self
 
 from lorastudy.suite.experiment import Sources, tagged_hash
 from lorastudy.suite.metrics import MetricDefinition
-from lorastudy.suite.settings import label
+from lorastudy.suite.names import label
 
 SplitName = Literal["eval", "test"]
 

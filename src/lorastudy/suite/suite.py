@@ -28,6 +28,7 @@ from lorastudy.suite.experiment_types import (
     settings_of,
 )
 from lorastudy.suite.metrics import BUILT_IN, MetricDefinition
+from lorastudy.suite.names import names_of_varied, varied_keys
 from lorastudy.suite.question import (
     RUNGS,
     Margin,
@@ -37,7 +38,7 @@ from lorastudy.suite.question import (
     configuration_name,
     is_reference,
 )
-from lorastudy.suite.settings import Settings, names_of_varied, varied_keys
+from lorastudy.suite.settings import Settings
 from lorastudy.suite.wording import did_you_mean
 from lorastudy.suite.yaml_reading import Place, Problems
 
