@@ -114,6 +114,55 @@ function survey() {
 const drawn = () => [...document.querySelectorAll(".chart")].every((box) => box.childElementCount || box.textContent);
 const timer = setInterval(() => { if (drawn()) { clearInterval(timer); survey(); } }, 50);
 </script>"""
+#: Written after the page's own scripts instead: chooses among arms, compares two of them, copies, and points at a dot.
+CHOOSE = """<script>
+const wait = (milliseconds) => new Promise((done) => setTimeout(done, milliseconds));
+const shownRows = () => [...document.querySelector(".table tbody").rows].filter((row) => row.offsetHeight).map((row) => row.cells[0].textContent);
+const namesIn = (chart) => [...chart.querySelectorAll(".mark-text.role-mark text")].map((text) => text.textContent);
+const button = (text) => [...document.querySelectorAll("button")].find((each) => each.textContent === text);
+async function choose() {
+  const seen = {}, [pairs, frontier] = document.querySelectorAll(".chart");
+  button("r=1").click();
+  button("r=16").click();
+  await wait(500);
+  seen.rowsLeft = shownRows();
+  seen.namesLeft = namesIn(frontier);
+  seen.shadesLeft = [...pairs.querySelectorAll(".mark-symbol path")].map((mark) => mark.getAttribute("stroke"));
+  button("r=1").click();
+  button("r=16").click();
+  await wait(500);
+  seen.rowsAgain = shownRows();
+  const versus = document.querySelector(".versus"), [one, other] = versus.querySelectorAll("select");
+  const sideBySide = () => [...versus.querySelectorAll("tr")].filter((row) => row.offsetHeight)
+    .map((row) => [...row.cells].filter((cell) => cell.offsetHeight).map((cell) => cell.textContent));
+  const difference = () => [...versus.querySelectorAll(".difference")].filter((text) => text.offsetHeight).map((text) => text.textContent);
+  seen.firstTwo = [one.value, other.value, ...difference()];
+  one.value = "r=2";
+  other.value = "r=8";
+  one.dispatchEvent(new Event("change"));
+  seen.sideBySide = sideBySide();
+  seen.difference = difference();
+  versus.querySelector("input").click();
+  seen.numRowsWithWhatIsEqual = sideBySide().length;
+  const copied = [];
+  document.execCommand = () => copied.push(document.activeElement.value);
+  Object.defineProperty(navigator, "clipboard", { value: { writeText: (text) => { copied.push(text); return Promise.resolve(); } } });
+  button("Copy the configuration of r=32").click();
+  await wait(50);
+  seen.copied = copied;
+  seen.says = [...document.querySelectorAll(".copies button")].map((each) => each.textContent);
+  const dot = [...frontier.querySelectorAll(".mark-symbol path")].find((mark) => mark.getAttribute("stroke") === "#D55E00");
+  const at = dot.getBoundingClientRect();
+  const point = { bubbles: true, clientX: at.x + at.width / 2, clientY: at.y + at.height / 2 };
+  for (const kind of ["pointerover", "pointermove"]) dot.dispatchEvent(new PointerEvent(kind, point));
+  await wait(50);
+  seen.hover = document.getElementById("vg-tooltip-element")?.textContent ?? "";
+  seen.errors = seenErrors;
+  parent.postMessage(JSON.stringify(seen), "*");
+}
+const drawn = () => [...document.querySelectorAll(".chart")].every((box) => box.childElementCount || box.textContent);
+const timer = setInterval(() => { if (drawn()) { clearInterval(timer); choose(); } }, 50);
+</script>"""
 #: A phone, a tablet and a desk.
 WIDTHS = (390, 820, 1440)
 
@@ -275,6 +324,53 @@ def test_the_page_has_the_colours_of_the_system_and_a_button_for_the_others(surv
     for seen in (dark, light):
         for on, written_on in (("ink", "paper"), ("text", "page")):
             assert contrast(seen[on], seen[written_on]) > 7  # WCAG 2.2, level AAA
+
+
+@pytest.fixture(scope="module")
+def chosen(written, tmp_path_factory):
+    """What the page showed while a reader chose among its arms."""
+    (seen,) = observed(written, tmp_path_factory.mktemp("choose"), widths=(1440,), script=CHOOSE)
+    assert seen["errors"] == []
+    return seen
+
+
+def test_a_click_on_an_arm_hides_it_in_tables_and_charts_and_colours_stay(chosen):
+    assert [name.split(" (")[0] for name in chosen["rowsLeft"]] == ["r=2", "r=4", "r=8", "r=32"]
+    assert sorted(name.split(" (")[0] for name in chosen["namesLeft"]) == ["r=2", "r=32", "r=4", "r=8"]
+    # The second to fourth colours of the palette: those that the arms had.
+    assert chosen["shadesLeft"] == ["#D55E00", "#009E73", "#CC79A7"]
+    assert len(chosen["rowsAgain"]) == 6
+
+
+def test_any_two_arms_stand_side_by_side_with_their_difference(chosen):
+    assert chosen["firstTwo"][:2] == ["r=32", "r=1"]
+    head, *rows = chosen["sideBySide"]
+    assert head == ["", "r=2", "r=8"]
+    assert ["lora_rank", "2", "8"] in rows
+    assert all(len({*row[1:]}) == 2 for row in rows)
+    assert chosen["numRowsWithWhatIsEqual"] > len(chosen["sideBySide"])
+    (difference,) = chosen["difference"]
+    assert difference.startswith("r=2 minus r=8: +")
+
+
+def test_a_button_copies_the_configuration_of_the_named_arm(chosen):
+    (text,) = chosen["copied"]
+    assert "lora_rank: 32" in text
+    assert chosen["says"] == ["Copied", "Copy the suite"] or chosen["says"] == ["Copy the suite", "Copied"]
+
+
+def test_a_dot_shows_its_arm_s_whole_configuration(chosen):
+    for said in (
+        "r=2",
+        "One step (ms)",
+        "lora_rank",
+        "lora_alpha",
+        "target_modules",
+        "learning_rate",
+        "0.0002",
+        "max_steps",
+    ):
+        assert said in chosen["hover"]
 
 
 def brightness(colour):

@@ -22,6 +22,20 @@ function withoutArms(value, hidden) {
   return Object.fromEntries(Object.entries(value).map(([key, part]) => [key, withoutArms(part, hidden)]));
 }
 
+/** Whether any row of the specification is about an arm. */
+function hasArms(value) {
+  if (value === null || typeof value !== "object") return false;
+  return typeof value.arm === "string" || Object.values(value).some(hasArms);
+}
+
+function drawWithout(box, spec, hidden) {
+  const left = hidden.size ? withoutArms(spec, hidden) : spec;
+  if (hasArms(left)) return void draw(box, left);
+  box.drawn?.finalize();
+  box.drawn = null;
+  box.textContent = "Every arm of this chart is hidden.";
+}
+
 function showArms(study) {
   const buttons = [...study.querySelectorAll(".arms button")];
   const hidden = new Set(
@@ -29,7 +43,7 @@ function showArms(study) {
   );
   for (const row of study.querySelectorAll("tr[data-arm]")) row.classList.toggle("off", hidden.has(row.dataset.arm));
   chartBoxes.forEach((box, index) => {
-    if (study.contains(box)) draw(box, hidden.size ? withoutArms(specs[index], hidden) : specs[index]);
+    if (study.contains(box)) drawWithout(box, specs[index], hidden);
   });
 }
 
