@@ -9,6 +9,7 @@ from typing import Any
 
 from laws import SUITES
 from measurements import analysis_of, results_of
+from method_claims import STUDIES
 
 from lorastudy import lab
 from lorastudy.analysis.overview import Analysis
@@ -46,7 +47,19 @@ def disagreements(root: Path) -> list[str]:
                 how=f"lorastudy suite configs/experiments/{name}.yaml",
             )
         ),
+        *_other_suite(
+            examples / "methods.json",
+            ROOT / "configs/experiments/methods.yaml",
+            how="lorastudy suite configs/experiments/methods.yaml",
+        ),
         *_other_numbers(examples / "alpaca_rank_and_rate.md", examples / "alpaca_rank_and_rate.json"),
+        *(
+            problem
+            for name in STUDIES
+            for problem in _other_numbers(
+                examples / f"{name}.md", examples / f"{name}.json", with_labels=True
+            )
+        ),
     ]
 
 
@@ -104,9 +117,9 @@ def _apart(asked: Mapping[Any, Mapping[str, Any]], made: Mapping[Any, Mapping[st
     }
 
 
-def _other_numbers(report: Path, measured: Path) -> list[str]:
+def _other_numbers(report: Path, measured: Path, *, with_labels: bool = False) -> list[str]:
     """Which parts of the report are not what its measurements say: the answer, the results, the comparisons."""
-    text, analysis = report.read_text(encoding="utf-8"), analysis_of(measured)
+    text, analysis = report.read_text(encoding="utf-8"), analysis_of(measured, with_labels=with_labels)
     missing = [name for name, block in _parts(analysis) if _markdown(block) not in text]
     if not missing:
         return []

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import laws
+import method_claims
 import typer
 from agreement import disagreements
 from data_memory import data_memory_blocks
@@ -104,6 +105,7 @@ def pages(root: Path) -> list[Path]:
 #: Follows the name of a study whose arms are called by their labels, as a report does. The other blocks find arms by name.
 _AS_A_REPORT = " as a report"
 _IN_README = frozenset({"demo", "alpaca_rank_and_rate"})
+_WITH_LABELS = _IN_README | set(method_claims.STUDIES)
 
 
 def wanted_files(root: Path) -> dict[Path, str]:
@@ -116,7 +118,7 @@ def wanted_files(root: Path) -> dict[Path, str]:
     analyses |= {
         f"{path.stem}{_AS_A_REPORT}": analysis_of(path, with_labels=True)
         for path in files
-        if path.stem in _IN_README
+        if path.stem in _WITH_LABELS
     }
     wanted = {}
     for path in pages(root):
@@ -179,7 +181,7 @@ def _what_was_run(analysis: Analysis) -> str:
     environments = {(e.device_name, e.num_threads) for r in study.completed if (e := r.environment)}
     where = listing(f"{name}, {_counted(threads, 'thread')}" for name, threads in sorted(environments))
     return (
-        f"{len(study.reported_arms)} ranks with {len(seeds)} seeds each{tuned}; {count(training.num_rows)} training rows, "
+        f"{len(study.reported_arms)} {'ranks' if study.experiment_type == 'rank_ablation' else 'arms'} with {len(seeds)} seeds each{tuned}; {count(training.num_rows)} training rows, "
         f"{study.completed[0].num_steps} steps of {settings['per_device_train_batch_size']} rows; "
         f"{len(study.completed)} of {len(study.results)} experiments completed, in {_counted(len(packs), 'pack')} "
         f"and {duration(seconds)} of worker time, on one machine ({where})."
@@ -219,6 +221,10 @@ def _metric(metric: Metric, title: str, *, before: Metric | None = None) -> Colu
         return full, [Cell(mean_sd(spread, decimals)) for spread in spreads]
 
     return column
+
+
+def _rate_column(analysis: Analysis) -> tuple[str, list[Cell]]:
+    return "Learning rate", [Cell(f"{summary.arm.learning_rate:g}") for summary in analysis.summaries]
 
 
 def _adapter(analysis: Analysis) -> tuple[str, list[Cell]]:
@@ -354,6 +360,12 @@ _RESULT_COLUMNS: tuple[ColumnOf, ...] = (
     _adapter,
     _difference,
 )
+_METHOD_COLUMNS: tuple[ColumnOf, ...] = (
+    _metric(LOSS, "Held-out loss", before=LOSS_BEFORE),
+    _rate_column,
+    _adapter,
+    _difference,
+)
 BLOCKS: Mapping[str, Block] = {
     "demo-figure": _demo_figure_block,
     "demo-summary": _summary_block("demo"),
@@ -362,6 +374,10 @@ BLOCKS: Mapping[str, Block] = {
     "alpaca-table": _table_block(
         "alpaca_rank_and_rate", (_metric(LOSS, "Held-out loss", before=LOSS_BEFORE), _adapter, _difference)
     ),
+    **{f"{name}-study": _summary_block(name) for name in method_claims.STUDIES},
+    **{f"{name}-results": _table_block(name, _METHOD_COLUMNS) for name in method_claims.STUDIES},
+    **{f"{name}-claims": _laws_table(name, method_claims.claims_table) for name in method_claims.STUDIES},
+    **{f"{name}-rates": _laws_words(name, method_claims.rate_words) for name in method_claims.STUDIES},
     **{name: _laws_table(suite, table) for name, (suite, table) in laws.TABLES.items()},
     **{name: _laws_words(suite, words) for name, (suite, words) in laws.WORDS.items()},
     "laws-runs": _laws_runs,

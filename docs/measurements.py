@@ -119,7 +119,8 @@ def results_of(path: Path) -> list[ExperimentResult]:
     body = json.loads(path.read_text(encoding="utf-8"))
     packs = body["packs"]
     values = [merged(body["shared"], rest) for rest in body["experiments"]]
-    trivial = body.get("trivial", {})
+    stored = body.get("trivial", {})
+    trivial = {pack: stored[scores] if isinstance(scores, str) else scores for pack, scores in stored.items()}
     return [
         _result(
             each
@@ -170,18 +171,20 @@ def _items(database: str, *, suite_name: str, question: dict[str, Any] | None) -
     return list(found.values())
 
 
-def _trivial(database: str, *, suite_name: str) -> dict[str, list[dict[str, Any]]]:
-    """By pack what guessing scores, item by item."""
+def _trivial(database: str, *, suite_name: str) -> dict[str, Any]:
+    """By pack what guessing scores, item by item; for a pack with the scores of an earlier one the id of that."""
     with ExperimentTracker(database) as tracker:
         results = tracker.get_all_experiments(suite_name=suite_name)
-    return {
-        run.pack_id: [
+    found: dict[str, Any] = {}
+    for run in results:
+        if run.pack_id is None or run.pack_id in found:
+            continue
+        scores = [
             asdict(score) | {"items": [float(f"{value:.{_DIGITS}g}") for value in score.items]}
             for score in run.trivial
         ]
-        for run in results
-        if run.pack_id is not None
-    }
+        found[run.pack_id] = next((pack for pack, other in found.items() if other == scores), scores)
+    return found
 
 
 def _trivial_score(values: Mapping[str, Any]) -> TrivialScore:

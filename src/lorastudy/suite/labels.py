@@ -185,9 +185,10 @@ def without_rate(label: str, learning_rate: float) -> str:
 def in_order_of_values(arms: Mapping[str, Settings]) -> list[str]:
     """The names by the values of what differs: numbers rise, precisions fall, other values come as they first appear.
 
-    Full fine-tuning, which has no rank, comes after the adapters.
+    The arms of a method stand together, the methods as they first appear. Full fine-tuning comes after the adapters.
     """
     keys = [*_ordered(_differing(arms)), _RATE_KEY]
+    methods = list(dict.fromkeys(map(_method_values, arms.values())))
     seen: dict[str, list[str]] = {key: [] for key in keys}
     for settings in arms.values():
         for key in keys:
@@ -195,14 +196,15 @@ def in_order_of_values(arms: Mapping[str, Settings]) -> list[str]:
             seen[key] += [] if text in seen[key] else [text]
 
     def place(name: str) -> list[float]:
-        return [
-            math.inf
-            if _is_idle(key, settings=arms[name])
-            else _place(_value(arms[name], key), key, seen=seen[key])
-            for key in keys
-        ]
+        settings = arms[name]
+        of_method = math.inf if settings.arm_method.is_full else methods.index(_method_values(settings))
+        return [of_method, *(_place(_value(settings, key), key, seen=seen[key]) for key in keys)]
 
     return sorted(arms, key=place)
+
+
+def _method_values(settings: Settings) -> tuple[str, ...]:
+    return tuple(canonical_json(_value(settings, key)) for key in _METHOD_WORDS)
 
 
 def _place(value: Any, key: str, *, seen: Sequence[str]) -> float:
