@@ -98,6 +98,16 @@ def test_its_label_has_no_rank_and_it_comes_after_the_adapters(write: Write) -> 
     ]
 
 
+def test_the_arms_of_a_method_stand_together_whatever_their_rates(write: Write) -> None:
+    text = f"{HEAD}factors:\n  method: [full, lora, dora]\n  learning_rate: [1e-3, 1e-4]\n"
+    settings = {each.arm: each.settings for each in experiments_of(write(text))}
+    labels = arm_labels(settings)
+    assert [labels[name] for name in in_order_of_values(settings)] == [
+        "LoRA, lr 1e-4", "LoRA, lr 1e-3", "DoRA, lr 1e-4", "DoRA, lr 1e-3",
+        "full fine-tuning, lr 1e-4", "full fine-tuning, lr 1e-3",
+    ]  # fmt: skip
+
+
 def test_beside_other_methods_each_keeps_its_word(write: Write) -> None:
     text = f"{HEAD}lora_rank: 4\nexperiments:\n  - {{name: d, method: dora}}\n  - {{name: f, method: full}}\n"
     assert list(arm_labels({e.arm: e.settings for e in experiments_of(write(text))}).values()) == [
