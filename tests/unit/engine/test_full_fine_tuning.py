@@ -35,9 +35,8 @@ def loaded(folder: Path, quantization: str) -> BaseModel:
 
 
 def arm(**values: Any) -> Any:
-    return tiny.make_arm(
-        (), method=ArmMethod(is_full=True), **{"num_steps": 6, "learning_rate": 1e-3, **values}
-    )
+    settings = {"method": ArmMethod(is_full=True), "num_steps": 6, "learning_rate": 1e-3, **values}
+    return tiny.make_arm((), **settings)
 
 
 def weights_of(model: Any) -> dict[str, torch.Tensor]:
@@ -192,6 +191,29 @@ def test_it_resumes_from_a_checkpoint_to_the_same_bits(base: BaseModel, tmp_path
     with tiny.opened(FullFineTuning(base, [arm()])) as engine:
         engine.restore(read_checkpoint(tmp_path / "checkpoint").state)
         assert engine.num_steps_done == 2
+        engine.train(steps[2:], on_step=tiny.Log())
+        assert all(torch.equal(whole[name], weight) for name, weight in weights_of(base.model).items())
+
+
+@pytest.mark.parametrize("quantization", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    "method", [{"optim": "adafactor"}, {"optim": "sgd"}, {"neftune_noise_alpha": 5.0}], ids=str
+)
+def test_with_another_optimizer_or_noise_it_resumes_too(
+    tmp_path: Path, quantization: str, method: dict[str, Any]
+) -> None:
+    base, steps = loaded(tmp_path / "base", quantization), tiny.make_steps(4)
+    settings = arm(num_steps=4, method=ArmMethod(is_full=True, **method))
+    with tiny.opened(FullFineTuning(base, [settings])) as engine:
+        before = weights_of(base.model)
+        engine.train(steps, on_step=tiny.Log())
+        whole = weights_of(base.model)
+    assert any(not torch.equal(before[name], weight) for name, weight in whole.items())
+    with tiny.opened(FullFineTuning(base, [settings])) as engine:
+        engine.train(steps[:2], on_step=tiny.Log())
+        state = engine.state()
+    with tiny.opened(FullFineTuning(base, [settings])) as engine:
+        engine.restore(state)
         engine.train(steps[2:], on_step=tiny.Log())
         assert all(torch.equal(whole[name], weight) for name, weight in weights_of(base.model).items())
 
