@@ -40,17 +40,12 @@ def disagreements(root: Path) -> list[str]:
         ),
         *(
             problem
-            for name in SUITES
+            for name in (*SUITES, "methods", "full_vs_lora")
             for problem in _other_suite(
                 examples / f"{name}.json",
                 ROOT / "configs/experiments" / f"{name}.yaml",
                 how=f"lorastudy suite configs/experiments/{name}.yaml",
             )
-        ),
-        *_other_suite(
-            examples / "methods.json",
-            ROOT / "configs/experiments/methods.yaml",
-            how="lorastudy suite configs/experiments/methods.yaml",
         ),
         *_other_numbers(examples / "alpaca_rank_and_rate.md", examples / "alpaca_rank_and_rate.json"),
         *(

@@ -45,8 +45,9 @@ CLAIMS = (
     ),
 )
 
-#: The studies that are kept.
-STUDIES = ("methods",)
+#: The studies that are kept, and those of them whose arms are the claims' methods.
+STUDIES = ("methods", "full_vs_lora")
+CLAIMED = ("methods",)
 
 
 def claims_table(analysis: Analysis) -> Table:
