@@ -7,9 +7,12 @@ therefore has the same number of rows, and the same weight.
 import hashlib
 import heapq
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from lorastudy.suite.settings import Settings
+
+#: The steps whose rows are sorted by length together, if the data set is large enough: transformers' number.
+MAX_GROUPED_STEPS = 50
 
 #: The pieces of a long text are spread over this many texts.
 PIECES_APART = 256
@@ -95,6 +98,31 @@ def _delays(num_pieces: int, *, of: str) -> list[tuple[float, int]]:
     (_, first), *others = sorted((digest, piece) for piece, digest in enumerate(digests))
     delays = ((int.from_bytes(digest[:6], "big") / 2**48, piece) for digest, piece in others)
     return [(0.0, first), *((PIECES_APART * share, piece) for share, piece in delays)]
+
+
+def rows_per_group(num_given: int, *, rows_per_step: int) -> int:
+    """The rows that `grouped_by_length` sorts at once: those of 50 steps, or of a quarter of the data if that is less.
+
+    As in transformers' `LengthGroupedSampler`. It does not depend on the length of the training, so an arm sees the same
+    rows in any pack.
+    """
+    return rows_per_step * max(1, min(num_given // (4 * rows_per_step), MAX_GROUPED_STEPS))
+
+
+def grouped_by_length(
+    order: Sequence[int], *, num_tokens: Callable[[int], int], rows_per_group: int
+) -> list[int]:
+    """The rows, sorted within each group of consecutive ones: the longest first. Rows of equal length keep their order.
+
+    Batches then hold rows of similar length. `order` has whole groups. transformers also moves the longest row of an epoch
+    to its first place; here the first rows must not depend on those that a short training never reaches.
+    """
+    assert len(order) % rows_per_group == 0
+    groups = [
+        sorted(order[start : start + rows_per_group], key=num_tokens, reverse=True)
+        for start in range(0, len(order), rows_per_group)
+    ]
+    return [row for group in groups for row in group]
 
 
 def micro_batches(order: Sequence[int], *, batch_size: int, accumulation: int) -> list[list[list[int]]]:

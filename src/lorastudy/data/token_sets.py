@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 
-from lorastudy.data.batches import row_order
+from lorastudy.data.batches import MAX_GROUPED_STEPS, row_order
 from lorastudy.data.load import DataRows, DataSet, StudyData, position
 from lorastudy.data.near_copies import near_copies
 from lorastudy.data.prompts import Example
@@ -45,7 +45,10 @@ class Reach:
         if None in steps:
             return None
         rows_per_step = settings.per_device_train_batch_size * settings.gradient_accumulation_steps
-        return cls(data_seeds=data_seeds, num_rows=max(number or 0 for number in steps) * rows_per_step)
+        num_rows = max(number or 0 for number in steps) * rows_per_step
+        if settings.group_by_length:
+            num_rows += MAX_GROUPED_STEPS * rows_per_step
+        return cls(data_seeds=data_seeds, num_rows=num_rows)
 
 
 def token_sets(
@@ -60,7 +63,10 @@ def token_sets(
     """
     parts = {"eval": study.held_out, "test": study.test, "forgetting": study.forgetting}
     named = partial(split_tokens, settings=settings, tokenizer=tokenizer)
-    sets = {"train": _training_tokens(study.train, settings, tokenizer=tokenizer, reach=reach)}
+    train = _training_tokens(study.train, settings, tokenizer=tokenizer, reach=reach)
+    if settings.train_on_inputs:  # what is counted and guessed from stays the answers
+        train = replace(train, rows=train.rows.with_inputs_trained(), sample=train.counted)
+    sets = {"train": train}
     for split, rows in parts.items():
         if rows is not None:
             examples = rows.read()

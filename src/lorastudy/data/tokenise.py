@@ -6,6 +6,7 @@ token that crosses the border belongs to the answer. Labels are aligned with the
 are -100 wherever nothing is trained.
 """
 
+import copy
 import hashlib
 from array import array
 from collections import Counter
@@ -117,6 +118,14 @@ class TokenRows(Sequence[TokenRow]):
 
     def __len__(self) -> int:
         return len(self._texts)
+
+    def with_inputs_trained(self) -> "TokenRows":
+        """The same rows with every token trained but the first one of each row, which nothing comes before."""
+        found = copy.copy(self)
+        found._is_trained = bytearray(b"\1" * len(self._ids))
+        for start in self._ends[:-1]:
+            found._is_trained[start] = 0
+        return found
 
     @property
     def digest(self) -> str:

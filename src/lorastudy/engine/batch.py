@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lorastudy.data.batches import micro_batches, rows_in_order
+from lorastudy.data.batches import grouped_by_length, micro_batches, rows_in_order, rows_per_group
 from lorastudy.data.tokenise import IGNORED, TokenRow, TokenSet
 from lorastudy.engine.arm_layout import ArmLayout, Spans, runs_of
 from lorastudy.suite.settings import Settings
@@ -354,12 +354,16 @@ def plan_batches(
 ) -> BatchPlan:
     """The rows in the order of a `data_seed` (`Experiment.data_seed`), cut into micro-batches and steps."""
     size, accumulation = settings.per_device_train_batch_size, settings.gradient_accumulation_steps
+    num_rows = num_steps * size * accumulation
+    grouped = rows_per_group(train.num_given, rows_per_step=size * accumulation)
     order = rows_in_order(
         train.num_given,
         data_seed=data_seed,
-        num_rows_needed=num_steps * size * accumulation,
+        num_rows_needed=-(-num_rows // grouped) * grouped if settings.group_by_length else num_rows,
         refused=train.refused,
         places=train.places,
     )
+    if settings.group_by_length:
+        order = grouped_by_length(order, num_tokens=train.rows.num_tokens, rows_per_group=grouped)[:num_rows]
     row_numbers = micro_batches(order, batch_size=size, accumulation=accumulation)
     return BatchPlan(train=train, row_numbers=row_numbers, device=device)

@@ -106,6 +106,8 @@ _LATER_SETTINGS: Mapping[str, Any] = {
     "test_fraction": None,
     "lr_scheduler_kwargs": {},
     "warmup_steps": 0,
+    "train_on_inputs": False,
+    "group_by_length": False,
     "exclude_modules": None,
     "label_smoothing_factor": 0.0,
     **METHOD_KEYS,

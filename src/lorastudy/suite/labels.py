@@ -124,6 +124,8 @@ _WORDS: Mapping[str, Word] = {
     "max_steps": lambda value: "" if value is None else f"{value} steps",
     "per_device_train_batch_size": lambda value: f"batch {value}",
     "max_seq_length": lambda value: f"{value} tokens",
+    "train_on_inputs": lambda value: "loss on all tokens" if value else "loss on answers",
+    "group_by_length": lambda value: "rows by length" if value else "rows in any order",
     "lr_scheduler_type": lambda value: str(value).replace("_", " "),
     "lr_scheduler_kwargs": lambda value: ", ".join(f"{key} {item}" for key, item in value.items()),
     "optim": lambda value: _OPTIMIZERS[value],

@@ -34,6 +34,7 @@ FOREIGN_NAMES: Mapping[str, str] = {
     "lr_scheduler": "lr_scheduler_type", "scheduler_kwargs": "lr_scheduler_kwargs", "lr_scheduler_args": "lr_scheduler_kwargs",
     "num_warmup_steps": "warmup_steps", "optimizer": "optim", "neftune_alpha": "neftune_noise_alpha",
     "label_smoothing": "label_smoothing_factor",
+    "train_sampling_strategy": "group_by_length",
     "epochs": "num_train_epochs", "num_epochs": "num_train_epochs", "steps": "max_steps",
     "batch_size": "per_device_train_batch_size", "micro_batch_size": "per_device_train_batch_size",
     "train_batch_size": "per_device_train_batch_size", "grad_accum": "gradient_accumulation_steps",

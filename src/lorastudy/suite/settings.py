@@ -114,6 +114,17 @@ class AskedSettings(BaseModel):
         "prompt/completion pairs, and else what the rows' format is known for.",
     )
 
+    train_on_inputs: bool = Field(
+        default=False,
+        description="Train on the prompts too, not only on the answers. The rows are the same, and held-out losses are those of answers.",
+    )
+    group_by_length: bool = Field(
+        default=False,
+        description="Put rows of similar length into a batch, as transformers does: the rows of 50 steps at a time, the longest first. "
+        "It saves padding in the reference engine. The packed one lays rows end to end without any, which other tools call "
+        "packing, so there it changes the order alone.",
+    )
+
     # --- how long -------------------------------------------------------------------------------------
     num_train_epochs: float | None = Field(
         None, gt=0, description="Passes over the training rows; 1 when neither this nor `max_steps` is given."

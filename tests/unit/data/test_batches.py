@@ -1,15 +1,20 @@
 from itertools import pairwise
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from lorastudy.data.batches import (
+    MAX_GROUPED_STEPS,
     PIECES_APART,
+    grouped_by_length,
     micro_batches,
     num_steps,
     row_order,
     rows_in_order,
+    rows_per_group,
     steps_of,
     usable_order,
 )
@@ -123,3 +128,22 @@ def test_pieces_are_strewn_and_which_comes_first_is_drawn():
     neighbours = sum(one == other for one, other in pairwise(texts))
     # Of 7 of 8 rows the next one is of the same text with a probability of about 7 / (8 * PIECES_APART).
     assert neighbours < 4 * 16000 / PIECES_APART
+
+
+@pytest.mark.parametrize(("num_rows", "rows_per_step"), [(100, 4), (1000, 4), (30, 8), (403, 7)])
+def test_rows_by_length_are_those_of_transformers_but_for_the_longest_row(
+    monkeypatch, num_rows, rows_per_step
+):
+    """transformers swaps the longest row of all with the first one."""
+    lengths = [(37 * row) % 101 for row in range(num_rows)]
+    order = row_order(num_rows, data_seed=0, num_rows_needed=num_rows)
+    monkeypatch.setattr(torch, "randperm", lambda *_, **__: torch.tensor(order))
+    theirs = get_length_grouped_indices(lengths, rows_per_step)
+    size = rows_per_group(num_rows, rows_per_step=rows_per_step)
+    assert size <= MAX_GROUPED_STEPS * rows_per_step
+    whole = num_rows // size * size
+    mine = grouped_by_length(order[:whole], num_tokens=lengths.__getitem__, rows_per_group=size)
+    swapped = [number for number in range(whole) if mine[number] != theirs[number]]
+    assert len(swapped) <= 2
+    assert sorted(mine) == sorted(order[:whole])
+    assert lengths[theirs[0]] == max(lengths)

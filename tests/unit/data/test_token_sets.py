@@ -6,6 +6,7 @@ import random
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, strategies
 from hypothesis import settings as hypothesis_settings
 
@@ -16,6 +17,8 @@ from lorastudy.data.batches import micro_batches, rows_in_order
 from lorastudy.data.load import train_and_eval
 from lorastudy.data.sources import RowSource, dataset_fingerprint, read_rows, watched
 from lorastudy.data.token_sets import Reach, token_sets
+from lorastudy.data.tokenise import IGNORED
+from lorastudy.engine.batch import plan_batches
 from lorastudy.lint.case import ArmFacts, after_reading
 from lorastudy.protocol.records import RowsRead
 from lorastudy.suite.settings import Settings
@@ -232,3 +235,46 @@ def test_what_no_row_shows_and_how_many_were_compared_is_on_record(write, letter
     assert (held_out.unused_columns, held_out.unseen_fields) == (("url",), ())
     assert (held_out.num_compared_rows, held_out.num_compared_with, held_out.num_known_rows) == (8, 8, 60)
     assert train.num_compared_with is train.num_known_rows is None
+
+
+def test_inputs_are_trained_in_the_same_rows_and_nothing_is_counted_or_guessed_from_them(many, letters):
+    settings = Settings(dataset_path=many, max_seq_length=40)
+    study = train_and_eval(settings)
+    answers = token_sets(study, settings, tokenizer=letters(), reach=None)
+    both = settings.model_copy(update={"train_on_inputs": True})
+    inputs = token_sets(study, both, tokenizer=letters(), reach=None)
+    assert inputs["train"].places == answers["train"].places
+    for row, plain in zip(inputs["train"].rows, answers["train"].rows, strict=True):
+        assert row.input_ids == plain.input_ids
+        assert row.labels == (IGNORED, *plain.input_ids[1:])
+    assert inputs["train"].summary == answers["train"].summary
+    guesses, plain_guesses = (
+        list(trivial_scores(sets, settings, vocab_size=128, num_positions=None)) for sets in (inputs, answers)
+    )
+    assert guesses == plain_guesses
+    assert [row.labels for row in inputs["eval"].rows] == [row.labels for row in answers["eval"].rows]
+
+
+@pytest.mark.parametrize("data_seed", range(2))
+def test_rows_by_length_do_not_depend_on_the_length_of_the_training_nor_on_the_rows_that_were_read(
+    many, letters, monkeypatch, data_seed
+):
+    monkeypatch.setattr(module, "MIN_ROWS", 1)
+    monkeypatch.setattr(module, "COUNTED_ROWS", 30)
+    settings = Settings(
+        dataset_path=many, max_steps=6, max_seq_length=40, per_device_train_batch_size=4, group_by_length=True
+    )
+    study = train_and_eval(settings)
+
+    def planned(*, num_steps, reach):
+        train = token_sets(study, settings, tokenizer=letters(), reach=reach)["train"]
+        plan = plan_batches(
+            train, settings, data_seed=data_seed, num_steps=num_steps, device=torch.device("cpu")
+        )
+        return [[train.rows[row].input_ids for row in rows] for (rows,) in plan.row_numbers]
+
+    reach = Reach.of(settings, max_steps=[6], data_seeds=[data_seed])
+    long = planned(num_steps=100, reach=None)
+    assert planned(num_steps=6, reach=None) == planned(num_steps=6, reach=reach) == long[:6]
+    lengths = [[len(ids) for ids in batch] for batch in long]
+    assert max(max(batch) - min(batch) for batch in lengths[:20]) <= 8
