@@ -18,6 +18,7 @@ MAX_POSITIONAL = 2
 
 #: Functions that take more than two positional parameters, and why they cannot do otherwise.
 POSITIONAL_ALLOWED = {
+    "cli/best.py best": "a command: Typer makes options of its parameters",
     "cli/check.py check": "a command: Typer makes options of its parameters",
     "cli/data.py preview": "a command: Typer makes options of its parameters",
     "cli/suite.py demo": "a command: Typer makes options of its parameters",

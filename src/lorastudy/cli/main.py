@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from lorastudy.cli.best import best
 from lorastudy.cli.check import check
 from lorastudy.cli.data import data, prepare
 from lorastudy.cli.estimate import estimate
@@ -28,7 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for command in (
-    demo, prepare, check, estimate, recommend, run, suite, resume, status, report, export, evaluate, doctor,
+    demo, prepare, check, estimate, recommend, run, suite, resume, status, report, best, export, evaluate, doctor,
 ):  # fmt: skip
     app.command()(command)
 app.command("import")(import_results)

@@ -118,7 +118,7 @@ def _show(console: "PlainConsole", answered: "AnsweredRequest", *, budget: "Memo
     title = "recommended" if answer.is_recommended else "to start with"
     console.print(f"{title}: {answer.name}   [{answer.grade}]")
     console.print(f"for: {_subject(answered.request)}\n")
-    for key, value in shown_settings(answer.candidate).items():
+    for key, value in shown_settings(answer.candidate.settings).items():
         console.print(f"  {key}: {value if isinstance(value, str) else json.dumps(value)}")
     _show_list(console, "because", lines=answered.because)
     _show_list(console, "expected", lines=(_expected(answer),))

@@ -122,9 +122,9 @@ def decision_json(decision: ArmDecision, names: Mapping[str, str]) -> dict[str, 
     return {**asdict(decision), "arm": arm, **several}
 
 
-def shown_settings(candidate: Candidate) -> dict[str, Any]:
+def shown_settings(settings: Settings) -> dict[str, Any]:
     """The `SHOWN_SETTINGS` that the configuration has and its keys of a method, as plain JSON values."""
-    values = without_plain(candidate.settings.model_dump(mode="json"))
+    values = without_plain(settings.model_dump(mode="json"))
     is_4bit = values["quantization"] == "4bit"
     return {
         key: values[key]
@@ -135,7 +135,7 @@ def shown_settings(candidate: Candidate) -> dict[str, Any]:
 
 def _candidate_json(candidate: Candidate) -> dict[str, Any]:
     return {
-        "settings": shown_settings(candidate),
+        "settings": shown_settings(candidate.settings),
         "peak_bytes": candidate.peak_bytes,
         "terms_bytes": dict(candidate.terms_bytes),
         "num_trainable_parameters": candidate.num_trainable_parameters,

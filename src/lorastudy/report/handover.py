@@ -1,0 +1,314 @@
+"""An arm in other programs: code that loads its adapter, and its configuration for TRL, axolotl and LLaMA-Factory.
+
+The names of the adapted layers are those of the saved adapter, which are resolved for the model. What a program has no
+key for is named in a comment, so that nothing is lost in silence. The warm-up is written in steps, which all of them take.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, Literal
+
+from lorastudy.suite.base_model import LAB_MODEL
+from lorastudy.suite.settings import Settings
+
+Trainer = Literal["trl", "axolotl", "llamafactory"]
+
+#: vLLM reserves room for one of these ranks.
+_VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+
+#: Settings that are the same argument of `transformers.TrainingArguments`.
+_TRAINING_ARGUMENTS = (
+    "learning_rate", "lr_scheduler_type", "weight_decay", "max_grad_norm", "adam_beta1", "adam_beta2", "adam_epsilon",
+    "per_device_train_batch_size", "gradient_accumulation_steps", "gradient_checkpointing",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedArm:
+    """An arm as other programs need it."""
+
+    settings: Settings
+    folder: Path
+    """Of the adapter, or of the model after full fine-tuning."""
+    seed: int
+    num_steps: int
+    """Planned optimizer steps."""
+    target_modules: tuple[str, ...]
+    """The adapted layers, as PEFT names them. Empty after full fine-tuning."""
+    base_model: str
+    """A path or an id on the hub."""
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the folder holds a whole model."""
+        return self.settings.arm_method.is_full
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps during which the rate rises, as `transformers` rounds a share of all steps."""
+        return self.settings.warmup_steps or math.ceil(self.num_steps * self.settings.warmup_ratio)
+
+
+def target_modules_of(folder: Path) -> tuple[str, ...]:
+    """The layers that a saved adapter names; none if the folder holds a whole model."""
+    config = folder / "adapter_config.json"
+    if not config.is_file():
+        return ()
+    values = json.loads(config.read_text(encoding="utf-8"))
+    return (*(values.get("target_modules") or ()), *(values.get("target_parameters") or ()))
+
+
+def base_model_of(settings: Settings, *, lab_folder: Path) -> str:
+    """The base model as other programs find it: the lab's as a folder."""
+    return str(lab_folder) if settings.base_model == LAB_MODEL else settings.base_model
+
+
+def loading_code(arm: TrainedArm) -> Mapping[str, str]:
+    """Code by its title: with PEFT, merged into the base, and with vLLM."""
+    base, folder = repr(arm.base_model), repr(str(arm.folder))
+    if arm.is_full:
+        return {
+            "with transformers": (
+                "from transformers import AutoModelForCausalLM\n"
+                f"model = AutoModelForCausalLM.from_pretrained({folder})"
+            ),
+            "with vLLM": f"from vllm import LLM\nllm = LLM({folder})",
+        }
+    with_peft = (
+        "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n"
+        f"model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({base}), {folder})"
+    )
+    code = {
+        "with PEFT": with_peft,
+        "merged into the base, after that": "model.merge_and_unload().save_pretrained('merged')",
+    }
+    if arm.settings.use_dora or arm.settings.rank_pattern:
+        return code  # vLLM takes neither; the merged model runs there
+    saved_rank = arm.settings.lora_rank * arm.settings.arm_method.saved_ranks
+    rank = next((rank for rank in _VLLM_RANKS if rank >= saved_rank), saved_rank)
+    with_vllm = (
+        "from vllm import LLM\nfrom vllm.lora.request import LoRARequest\n"
+        f"llm = LLM({base}, enable_lora=True, max_lora_rank={rank})\n"
+        f"llm.generate('...', lora_request=LoRARequest('adapter', 1, {folder}))"
+    )
+    return {**code, "with vLLM": with_vllm}
+
+
+def training_configuration(arm: TrainedArm, trainer: Trainer) -> str:
+    """The arm's training for another program: Python for TRL, YAML for axolotl and LLaMA-Factory."""
+    written = {"trl": _for_trl, "axolotl": _for_axolotl, "llamafactory": _for_llamafactory}
+    return written[trainer](arm)
+
+
+def _for_trl(arm: TrainedArm) -> str:
+    settings = arm.settings
+    arguments: dict[str, Any] = {
+        "output_dir": "output",
+        **_training_arguments(arm),
+        **(
+            {"lr_scheduler_kwargs": dict(settings.lr_scheduler_kwargs)}
+            if settings.lr_scheduler_kwargs
+            else {}
+        ),
+        "max_length": settings.max_seq_length,
+        "bf16": settings.quantization not in {"fp16", "fp32"},
+        "fp16": settings.quantization == "fp16",
+    }
+    lines = _comments(_lost(arm, ("loraplus_lr_ratio",)))
+    if arm.is_full:
+        lines += ["from trl import SFTConfig", "", _call("args", "SFTConfig", arguments=arguments)]
+        return _text([*lines, f"model = {arm.base_model!r}"])
+    lines += ["from peft import LoraConfig", "from trl import SFTConfig"]
+    if settings.quantization in {"4bit", "8bit"}:
+        lines += ["from transformers import BitsAndBytesConfig"]
+    lines += [
+        "",
+        f"model = {arm.base_model!r}",
+        _call("peft_config", "LoraConfig", arguments=_lora_config(arm)),
+        _call("args", "SFTConfig", arguments=arguments),
+    ]
+    if settings.quantization in {"4bit", "8bit"}:
+        lines += [
+            _call("quantization", "BitsAndBytesConfig", arguments=_bits_and_bytes(settings)),
+            'args.model_init_kwargs = {"quantization_config": quantization}',
+        ]
+    return _text(lines)
+
+
+def _lora_config(arm: TrainedArm) -> dict[str, Any]:
+    """The arguments of PEFT's `LoraConfig`, without those at PEFT's defaults."""
+    settings = arm.settings
+    changed = {
+        "use_rslora": settings.use_rslora,
+        "use_dora": settings.use_dora,
+        "rank_pattern": dict(settings.rank_pattern),
+        "alpha_pattern": dict(settings.alpha_pattern),
+    }
+    init = settings.init_lora_weights
+    return {
+        "r": settings.lora_rank,
+        "lora_alpha": settings.lora_alpha_value,
+        "lora_dropout": settings.lora_dropout,
+        "target_modules": list(arm.target_modules),
+        **{key: value for key, value in changed.items() if value},
+        **({} if init is True else {"init_lora_weights": init}),
+        "task_type": "CAUSAL_LM",
+    }
+
+
+def _bits_and_bytes(settings: Settings) -> dict[str, Any]:
+    if settings.quantization == "8bit":
+        return {"load_in_8bit": True}
+    return {
+        "load_in_4bit": True,
+        "bnb_4bit_quant_type": settings.bnb_4bit_quant_type,
+        "bnb_4bit_use_double_quant": settings.bnb_4bit_use_double_quant,
+        "bnb_4bit_compute_dtype": "bfloat16",
+    }
+
+
+def _training_arguments(arm: TrainedArm) -> dict[str, Any]:
+    settings = arm.settings
+    length = (
+        {"num_train_epochs": settings.num_train_epochs or 1.0}
+        if settings.max_steps is None
+        else {"max_steps": settings.max_steps}
+    )
+    return {
+        **{key: getattr(settings, key) for key in _TRAINING_ARGUMENTS},
+        "warmup_steps": arm.warmup_steps,
+        **length,
+        "optim": "adamw_torch",
+        "seed": arm.seed,
+    }
+
+
+def _for_axolotl(arm: TrainedArm) -> str:
+    settings = arm.settings
+    values: dict[str, Any] = {"base_model": arm.base_model}
+    if not arm.is_full:
+        values |= {
+            "adapter": "qlora" if settings.quantization == "4bit" else "lora",
+            "load_in_4bit": settings.quantization == "4bit",
+            "load_in_8bit": settings.quantization == "8bit",
+            "lora_r": settings.lora_rank,
+            "lora_alpha": settings.lora_alpha_value,
+            "lora_dropout": settings.lora_dropout,
+            "lora_target_modules": list(arm.target_modules),
+            **({"peft_use_rslora": True} if settings.use_rslora else {}),
+            **({"peft_use_dora": True} if settings.use_dora else {}),
+            **(
+                {}
+                if settings.init_lora_weights is True
+                else {"peft_init_lora_weights": settings.init_lora_weights}
+            ),
+            **({"loraplus_lr_ratio": settings.loraplus_lr_ratio} if settings.loraplus_lr_ratio else {}),
+        }
+    arguments = _training_arguments(arm)
+    values |= {
+        "datasets": [{"path": settings.dataset_path}],
+        "sequence_len": settings.max_seq_length,
+        "train_on_inputs": False,
+        "micro_batch_size": arguments.pop("per_device_train_batch_size"),
+        "optimizer": arguments.pop("optim"),
+        "lr_scheduler": arguments.pop("lr_scheduler_type"),
+        **({"num_epochs": arguments.pop("num_train_epochs")} if "num_train_epochs" in arguments else {}),
+        **arguments,
+        "bf16": settings.quantization not in {"fp16", "fp32"},
+        "fp16": settings.quantization == "fp16",
+        "output_dir": "output",
+    }
+    lost = ("rank_pattern", "alpha_pattern", "lr_scheduler_kwargs")
+    format_of_rows = ["datasets: add the type of your rows, such as `type: alpaca` or `type: chat_template`"]
+    return _yaml(values, comments=[*format_of_rows, *_lost(arm, lost)])
+
+
+def _for_llamafactory(arm: TrainedArm) -> str:
+    settings = arm.settings
+    values: dict[str, Any] = {
+        "model_name_or_path": arm.base_model,
+        "stage": "sft",
+        "do_train": True,
+        "finetuning_type": "full" if arm.is_full else "lora",
+    }
+    if not arm.is_full:
+        values |= {
+            "lora_rank": settings.lora_rank,
+            "lora_alpha": round(settings.lora_alpha_value),
+            "lora_dropout": settings.lora_dropout,
+            "lora_target": ",".join(arm.target_modules),
+            **({"use_rslora": True} if settings.use_rslora else {}),
+            **({"use_dora": True} if settings.use_dora else {}),
+            **({"pissa_init": True} if str(settings.init_lora_weights).startswith("pissa") else {}),
+            **({"loraplus_lr_ratio": settings.loraplus_lr_ratio} if settings.loraplus_lr_ratio else {}),
+        }
+    bits = {"4bit": 4, "8bit": 8}.get(settings.quantization)
+    values |= {} if bits is None else {"quantization_bit": bits, "quantization_method": "bnb"}
+    if bits == 4:
+        values |= {
+            "quantization_type": settings.bnb_4bit_quant_type,
+            "double_quantization": settings.bnb_4bit_use_double_quant,
+        }
+    values |= {
+        "dataset": Path(settings.dataset_path).stem,
+        "cutoff_len": settings.max_seq_length,
+        **_training_arguments(arm),
+        "bf16": settings.quantization not in {"fp16", "fp32"},
+        "fp16": settings.quantization == "fp16",
+        "output_dir": "output",
+    }
+    comments = [
+        "dataset: name your file in data/dataset_info.json, and give the template of your model (template)",
+        *_lost(arm, ("rank_pattern", "alpha_pattern", "lr_scheduler_kwargs")),
+    ]
+    if settings.init_lora_weights is not True and "pissa_init" not in values:
+        comments.append(f"no key here for init_lora_weights: {settings.init_lora_weights}")
+    if not arm.is_full and not float(settings.lora_alpha_value).is_integer():
+        comments.append(f"lora_alpha is a whole number here; the arm has {settings.lora_alpha_value:g}")
+    return _yaml(values, comments=comments)
+
+
+def _lost(arm: TrainedArm, keys: Sequence[str]) -> list[str]:
+    """A comment for each setting that the program has no key for."""
+    values = {key: getattr(arm.settings, key) for key in keys}
+    lost = [f"no key here for {key}: {_plain(value)}" for key, value in values.items() if value]
+    if arm.settings.layers_to_transform is not None:
+        layers = ", ".join(map(str, arm.settings.layers_to_transform))
+        lost.append(f"the layers are those that the names select (layers_to_transform: {layers})")
+    if arm.settings.method == "lorafa":
+        lost.append("no key here for method: lorafa, which freezes lora_A")
+    return lost
+
+
+def _plain(value: Any) -> str:
+    return json.dumps(dict(value) if isinstance(value, Mapping) else value)
+
+
+def _call(name: str, function: str, *, arguments: Mapping[str, Any]) -> str:
+    """`name = function(...)` with an argument on each line."""
+    lines = [f"    {key}={value!r}," for key, value in arguments.items()]
+    return "\n".join([f"{name} = {function}(", *lines, ")"])
+
+
+def _yaml(values: Mapping[str, Any], *, comments: Sequence[str]) -> str:
+    """YAML with JSON values, which YAML 1.1 and 1.2 read alike; `1e-05` is written as 0.00001, since 1.1 takes it for text."""
+    lines = [f"{key}: {_yaml_value(value)}" for key, value in values.items()]
+    return _text([*_comments(comments), *lines])
+
+
+def _yaml_value(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{Decimal(repr(value)):f}"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _comments(lines: Sequence[str]) -> list[str]:
+    return [f"# {line}" for line in lines]
+
+
+def _text(lines: Sequence[str]) -> str:
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,126 @@
+"""Configurations for other programs parse there, and say what this study trained."""
+
+import ast
+import json
+
+import pytest
+import yaml
+from peft import LoraConfig
+from transformers import BitsAndBytesConfig, TrainingArguments
+
+from lorastudy.report.handover import (
+    TrainedArm,
+    base_model_of,
+    loading_code,
+    target_modules_of,
+    training_configuration,
+)
+from lorastudy.suite.settings import Settings
+
+
+@pytest.fixture
+def arm_of(tmp_path):
+    def arm_of(**settings):
+        return TrainedArm(
+            settings=Settings(**{"base_model": "some/model", "dataset_path": "rows.jsonl", "lora_rank": 8} | settings),
+            folder=tmp_path / "final_model", seed=3, num_steps=205, target_modules=("k_proj", "q_proj"),
+            base_model="some/model",
+        )  # fmt: skip
+
+    return arm_of
+
+
+def calls(code):
+    """The arguments of each assigned call, by the function's name."""
+    tree = ast.parse(code)
+    made = [
+        node.value for node in tree.body if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call)
+    ]
+    return {call.func.id: {each.arg: ast.literal_eval(each.value) for each in call.keywords} for call in made}
+
+
+def test_trl_gets_what_peft_and_transformers_accept(arm_of, tmp_path):
+    arm = arm_of(
+        lora_alpha="2r", use_rslora=True, lora_dropout=0.1, learning_rate=3e-4, lr_scheduler_type="cosine", warmup_ratio=0.03,
+        max_steps=205, gradient_accumulation_steps=4, quantization="4bit", rank_pattern={"down_proj": 4},
+    )  # fmt: skip
+    found = calls(training_configuration(arm, "trl"))
+    config = LoraConfig(**found["LoraConfig"])
+    assert (config.r, config.lora_alpha, config.use_rslora, config.lora_dropout) == (8, 16, True, 0.1)
+    assert (config.target_modules, config.rank_pattern) == ({"k_proj", "q_proj"}, {"down_proj": 4})
+    arguments = found["SFTConfig"]
+    assert arguments.pop("max_length") == 512
+    assert arguments.pop("bf16") is True  # refused by transformers on a CPU
+    assert arguments.pop("gradient_checkpointing") is False  # TRL's default is True; transformers renames it
+    taken = TrainingArguments(**{**arguments, "output_dir": str(tmp_path)})
+    assert (taken.learning_rate, taken.lr_scheduler_type, taken.max_steps, taken.seed) == (
+        3e-4,
+        "cosine",
+        205,
+        3,
+    )
+    assert taken.warmup_steps == 7  # 205 * 0.03 = 6.15, rounded up
+    assert (taken.per_device_train_batch_size, taken.gradient_accumulation_steps) == (4, 4)
+    assert BitsAndBytesConfig(**found["BitsAndBytesConfig"]).load_in_4bit
+
+
+def test_axolotl_reads_numbers_as_numbers(arm_of):
+    """`1e-05` would be text in YAML 1.1, which axolotl reads."""
+    read = yaml.safe_load(training_configuration(arm_of(learning_rate=1e-5, num_train_epochs=2.0), "axolotl"))
+    assert (read["learning_rate"], read["adam_epsilon"]) == (1e-5, 1e-8)
+    assert (read["adapter"], read["lora_r"], read["lora_target_modules"]) == ("lora", 8, ["k_proj", "q_proj"])
+    assert (read["micro_batch_size"], read["num_epochs"], read["sequence_len"]) == (4, 2.0, 512)
+    assert "max_steps" not in read
+    assert read["bf16"] is True
+    four_bits = yaml.safe_load(training_configuration(arm_of(quantization="4bit"), "axolotl"))
+    assert (four_bits["adapter"], four_bits["load_in_4bit"]) == ("qlora", True)
+
+
+def test_llamafactory_gets_names_with_commas_and_whole_alpha(arm_of):
+    read = yaml.safe_load(
+        training_configuration(arm_of(init_lora_weights="pissa", max_steps=50), "llamafactory")
+    )
+    assert (read["lora_target"], read["lora_alpha"], read["pissa_init"]) == ("k_proj,q_proj", 32, True)
+    assert (read["finetuning_type"], read["max_steps"], read["dataset"]) == ("lora", 50, "rows")
+    text = training_configuration(arm_of(lora_alpha=2.5), "llamafactory")
+    assert "# lora_alpha is a whole number here; the arm has 2.5" in text
+
+
+@pytest.mark.parametrize("trainer", ["trl", "axolotl", "llamafactory"])
+def test_what_a_program_has_no_key_for_is_named(arm_of, trainer):
+    text = training_configuration(arm_of(method="lorafa", layers_to_transform=[0, 2]), trainer)
+    assert "# no key here for method: lorafa" in text
+    assert "layers_to_transform: 0, 2" in text
+    patterns = training_configuration(arm_of(rank_pattern={"q_proj": 4}), trainer)
+    assert ("# no key here for rank_pattern" in patterns) == (trainer != "trl")
+
+
+@pytest.mark.parametrize("trainer", ["trl", "axolotl", "llamafactory"])
+def test_full_fine_tuning_has_no_adapter(arm_of, trainer):
+    text = training_configuration(arm_of(method="full"), trainer)
+    assert "lora_r" not in text
+    assert "LoraConfig" not in text
+
+
+def test_code_that_loads_parses_and_names_the_folder(arm_of):
+    found = loading_code(arm_of(lora_rank=12))
+    assert list(found) == ["with PEFT", "merged into the base, after that", "with vLLM"]
+    for code in found.values():
+        ast.parse(code)
+    assert str(arm_of().folder) in found["with PEFT"]
+    assert "max_lora_rank=16" in found["with vLLM"]  # the next one that vLLM takes
+    assert (
+        "max_lora_rank=32" in loading_code(arm_of(lora_rank=12, init_lora_weights="pissa"))["with vLLM"]
+    )  # saved at twice the rank
+    assert "with vLLM" not in loading_code(arm_of(use_dora=True))
+    assert "PeftModel" not in "".join(loading_code(arm_of(method="full")).values())
+
+
+def test_the_layers_are_those_of_the_saved_adapter_and_the_lab_is_a_folder(tmp_path):
+    (tmp_path / "adapter_config.json").write_text(
+        json.dumps({"target_modules": ["a", "b"]}), encoding="utf-8"
+    )
+    assert target_modules_of(tmp_path) == ("a", "b")
+    assert target_modules_of(tmp_path / "model") == ()
+    assert base_model_of(Settings(base_model="lab"), lab_folder=tmp_path) == str(tmp_path)
+    assert base_model_of(Settings(base_model="some/model"), lab_folder=tmp_path) == "some/model"
