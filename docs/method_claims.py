@@ -6,7 +6,7 @@ difference lies.
 
 from dataclasses import dataclass
 
-from laws import ABOVE, BELOW, configurations, difference
+from laws import ABOVE, BELOW, Paired, configurations, difference
 
 from lorastudy.analysis.overview import Analysis
 from lorastudy.report.document import Cell, Table, TableColumn
@@ -46,8 +46,8 @@ CLAIMS = (
 )
 
 #: The studies that are kept, and those of them whose arms are the claims' methods.
-STUDIES = ("methods", "full_vs_lora")
-CLAIMED = ("methods",)
+STUDIES = ("methods", "full_vs_lora", "alpaca_methods")
+CLAIMED = ("methods", "alpaca_methods")
 
 
 def claims_table(analysis: Analysis) -> Table:
@@ -62,7 +62,7 @@ def claims_table(analysis: Analysis) -> Table:
         found = difference(study, arms[claim.arm], lora, metric=claim.metric)
         share = f"{signed(100 * found.mean / gain, 1)} %" if claim.metric == LOSS else ""
         what = "held-out loss" if claim.metric == LOSS else "loss on old rows"
-        cells = (claim.source, what, str(found), share, found.outcome(claim.expected))
+        cells = (claim.source, what, _shown(found), share, found.outcome(claim.expected))
         rows.append((Cell(claim.words), *map(Cell, cells)))
     titles = ("Source", "Compared", "Minus LoRA, 95 % interval", "Of LoRA's gain", "This study")
     return Table(
@@ -75,16 +75,24 @@ def claims_table(analysis: Analysis) -> Table:
 
 
 def rate_words(analysis: Analysis) -> str:
-    """The ratio of the two learning rates that were found, beside the published one, and the sizes of both arms."""
-    arms = configurations(analysis.study)
+    """The ratio of the two learning rates that were found, the sizes of both arms, and how far apart the adapters are."""
+    arms, study = configurations(analysis.study), analysis.study
+    losses = {name: _mean(study, arm, metric=LOSS) for name, arm in arms.items() if name != "full"}
+    apart = max(abs(loss - losses["lora"]) for loss in losses.values())
     lora, full = arms["lora"], arms["full"]
     ratio = lora.learning_rate / full.learning_rate
     sizes = [_num_parameters(arm) for arm in (lora, full)]
     return (
         f"LoRA's learning rate is {number(ratio, 1)} times that of full fine-tuning ({lora.learning_rate:g} and "
         f"{full.learning_rate:g}); the published factor is about ten. LoRA trains {count(sizes[0])} parameters, full "
-        f"fine-tuning {count(sizes[1])}."
+        f"fine-tuning {count(sizes[1])}. The other adapters end within {signed(apart, 3).removeprefix('+')} nats per token of LoRA, "
+        f"{number(100 * apart / losses['lora'], 2)} % of its loss."
     )
+
+
+def _shown(found: Paired) -> str:
+    low, high = found.interval
+    return f"{signed(found.mean, 4)} [{signed(low, 4)}, {signed(high, 4)}]"
 
 
 def _num_parameters(arm: StudyArm) -> int:
