@@ -44,6 +44,7 @@ _HAS_EFFECT: Mapping[str, Callable[[Settings], bool]] = {
     "bnb_4bit_quant_type": lambda s: s.quantization == "4bit",
     "bnb_4bit_use_double_quant": lambda s: s.quantization == "4bit",
     "warmup_ratio": lambda s: s.lr_scheduler_type != "constant",
+    "warmup_steps": lambda s: s.lr_scheduler_type != "constant",
     "eval_fraction": lambda s: s.eval_dataset_path is None,
     "max_new_tokens": lambda s: s.max_generation_samples > 0,
     "exact_match_pattern": lambda s: s.max_generation_samples > 0,
