@@ -77,7 +77,9 @@ def run_experiments(
         opened.enter_context(contextlib.closing(workers))
         plan = planned(suite, tracker=tracker, executor=workers, registered=registered)
         progress = Progress(gives_reasons=options.continue_on_error)
-        signals = opened.enter_context(StopSignals())
+        signals = opened.enter_context(
+            StopSignals(resume_command=_resume_command(suite, database=database, options=options))
+        )
 
         def start(_: Executor) -> None:
             for line in (*(f"note: {note}" for note in plan.notes), f"{suite.name}: {size_line(plan)}"):
@@ -261,7 +263,9 @@ class StopSignals:
     The workers finish their current step and save themselves first.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, resume_command: str) -> None:
+        """`resume_command` continues the run, however it ends."""
+        self._resume_command = resume_command
         self.executor: Executor | None = None
         """The executor whose workers stop; None before they start."""
         self._signal: int | None = None
@@ -292,6 +296,7 @@ class StopSignals:
         self._signal = number
         self.executor.leave()
         say(
-            "\nstopping: packs that train are saved after their current step. Press Ctrl-C again to quit immediately",
+            "\nstopping: packs that train are saved after their current step. Press Ctrl-C again to quit immediately; "
+            f"either way, to continue: {self._resume_command}",
             file=sys.stderr,
         )

@@ -1,5 +1,6 @@
 """How commands end that made or told results: what these came to, then where everything lies."""
 
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -7,7 +8,7 @@ import pytest
 
 import lorastudy.report
 from lorastudy.cli.report import say_report, say_results, say_summary
-from lorastudy.cli.running import _print_outcome, exit_code
+from lorastudy.cli.running import StopSignals, _print_outcome, exit_code
 from lorastudy.errors import StudyError
 from lorastudy.protocol.jobs import AdapterOrigin
 from lorastudy.protocol.records import Outcome
@@ -198,3 +199,15 @@ def test_a_race_ends_with_whom_it_stopped_or_that_it_stopped_nobody(capsys, prun
     of_racing = [line for line in capsys.readouterr().out.splitlines() if "racing" in line]
     assert len(of_racing) == (said is not None)
     assert all(line.startswith(said) for line in of_racing)
+
+
+def test_the_first_signal_says_how_to_continue_and_a_second_one_quits(capsys):
+    """A second Ctrl-C leaves no time to print anything, so the first one says it for both."""
+    left = []
+    with StopSignals(resume_command="lorastudy resume study") as signals:
+        signals.executor = SimpleNamespace(leave=lambda: left.append(True))
+        signal.raise_signal(signal.SIGINT)
+        assert capsys.readouterr().err.rstrip().endswith("to continue: lorastudy resume study")
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert left == [True]
