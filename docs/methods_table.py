@@ -17,6 +17,10 @@ _WRITTEN: Mapping[str, str] = {
     "dora and rank_pattern": "method: dora with rank_pattern",
     "pissa and rank_pattern": "method: pissa with rank_pattern",
     "pissa_niter_4": "init_lora_weights: pissa_niter_4",
+    "bias all": "bias: all",
+    "bias lora_only": "method: dora with bias: lora_only",
+    "modules_to_save": "modules_to_save: [embed_tokens, lm_head]",
+    "trainable_token_indices": "trainable_token_indices: [3, 7, 9]",
 }
 _ENGINES = ("packed", "reference")
 

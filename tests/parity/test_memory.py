@@ -20,7 +20,15 @@ from lorastudy.engine.memory_trace import rows_of
 from lorastudy.engine.packed import PackedEngine
 from lorastudy.engine.planning import answer
 from lorastudy.engine.reference import ReferenceEngine
-from lorastudy.planning.memory import ArmSize, Device, ModelShape, Prediction, predict
+from lorastudy.planning.memory import (
+    ArmSize,
+    Device,
+    ModelShape,
+    Prediction,
+    num_trainable,
+    predict,
+    saved_bytes,
+)
 from lorastudy.protocol.jobs import (
     CountedArm,
     Footprint,
@@ -28,11 +36,12 @@ from lorastudy.protocol.jobs import (
     MicroBatch,
     ModelQuestion,
     Precision,
+    SizeQuestion,
     as_json,
 )
 from lorastudy.suite.methods import ArmMethod
 from lorastudy.suite.settings import Settings
-from lorastudy.suite.targets import resolve_targets
+from lorastudy.suite.targets import CountedSize, resolve_targets
 
 ROWS = MicroBatch(row_lengths=(16, 24, 40), num_labels=21)
 EQUAL = MicroBatch(row_lengths=(32, 32), num_labels=20)
@@ -148,6 +157,8 @@ METHODS = [
     ("llama", "fp32", ArmMethod(optim="adafactor")),
     ("llama", "bf16", ArmMethod(optim="sgd")),
     ("llama", "fp32", ArmMethod(neftune_noise_alpha=5.0)),
+    ("llama", "bf16", ArmMethod(modules_to_save=("embed_tokens", "lm_head"))),
+    ("gpt2", "fp32", ArmMethod(bias="all", trainable_token_indices=(3, 9))),
 ]
 
 
@@ -169,20 +180,40 @@ def test_what_a_method_needs_in_the_reference_engine_is_predicted(
             lambda: engine.train([[tensors]] * 2, on_step=lambda _: None), with_scratch=False
         )
     precision = Precision(quantization=quantization)
+    counted = (CountedArm(r=8, targets=("qv", None), method=method),)
     asked = [
         ModelQuestion(folder=str(folder)),
         FootprintQuestion(
-            engine="reference", device_kind="cpu", folder=str(folder), precision=precision,
-            arms=(CountedArm(r=8, targets=("qv", None), method=method),), gradient_checkpointing=False,
-            row_lengths=ROWS.row_lengths, num_labels=ROWS.num_labels,
+            engine="reference", device_kind="cpu", folder=str(folder), precision=precision, arms=counted,
+            gradient_checkpointing=False, row_lengths=ROWS.row_lengths, num_labels=ROWS.num_labels,
         ),
+        *([SizeQuestion(folder=str(folder), precision=precision, arms=counted)] if method.is_counted else []),
     ]  # fmt: skip
-    model, footprint = answer([as_json(question) for question in asked])["answers"]
+    model, footprint, *sizes = answer([as_json(question) for question in asked])["answers"]
+    shape = ModelShape.from_json(model)
+    size = ArmSize(r=8, module_names=names, method=method, counted=CountedSize(**sizes[0]) if sizes else None)
     prediction = predict(
-        ModelShape.from_json(model), [ArmSize(r=8, module_names=names, method=method)], precision=precision,
-        footprint=Footprint.from_json(footprint), device=Device(kind="cpu"),
-    )  # fmt: skip
+        shape,
+        [size],
+        precision=precision,
+        footprint=Footprint.from_json(footprint),
+        device=Device(kind="cpu"),
+    )
     assert prediction.terms.total == pytest.approx(peak, rel=TOLERANCE)
+    if sizes:
+        _check_counted(base, arm, size, shape=shape, precision=precision, folder=tmp_path / "saved")
+
+
+def _check_counted(
+    base: BaseModel, arm: Any, size: ArmSize, *, shape: ModelShape, precision: Precision, folder: Path
+) -> None:
+    """What trains, and what the file holds, is what was counted on the model without content."""
+    with tiny.opened(ReferenceEngine(base, [arm])) as engine:
+        trained = sum(weight.numel() for weight in engine.trainers[0].parameters)
+        num_bytes = engine.save_adapter(arm, folder)
+    assert num_trainable(shape, size) == trained
+    header = 8 + int.from_bytes((folder / "adapter_model.safetensors").read_bytes()[:8], "little")
+    assert saved_bytes(shape, size, precision=precision) == num_bytes - header
 
 
 #: Bytes for each weight of an adapter: four of its own, four of its gradient, and those of its state. The 8-bit states

@@ -14,13 +14,18 @@ from peft.optimizers import create_lorafa_optimizer, create_loraplus_optimizer
 import tiny
 from lorastudy.engine.arms import initial_lora_A, stream_seed
 from lorastudy.engine.batch import assemble
+from lorastudy.engine.peft_model import LoadedAdapter
 from lorastudy.engine.reference import ReferenceEngine
 from lorastudy.errors import ModelError
 from lorastudy.suite.methods import PLAIN, ArmMethod
 from lorastudy.suite.targets import resolve_targets
 from parity.test_peft import losses_of_training, row_steps
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    # PEFT warns that a trained table no longer shares its weights with the head.
+    pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`"),
+]
 
 #: A pattern for some of the attention's layers of each family.
 SOME = r"\w+\.0\.\w+\.(q_proj|c_attn)"
@@ -50,7 +55,29 @@ METHODS = {
         {"init_lora_weights": "pissa", "rank_pattern": {SOME: 2}},
     ),
     "olora": (ArmMethod(init_lora_weights="olora"), {"init_lora_weights": "olora"}),
+    "bias all": (ArmMethod(bias="all"), {"bias": "all"}),
+    "bias lora_only": (ArmMethod(bias="lora_only", use_dora=True), {"bias": "lora_only", "use_dora": True}),
+    "modules_to_save": (ArmMethod(modules_to_save=("head", "table")), {"modules_to_save": ["head", "table"]}),
+    "trainable_token_indices": (
+        ArmMethod(trainable_token_indices=(3, 7, 9)),
+        {"trainable_token_indices": [3, 7, 9]},
+    ),
 }
+
+#: What `modules_to_save` of the table above names in each family.
+PARTS = {"head": "lm_head", "table": "embed_tokens"}
+
+
+def of_family(name, architecture):
+    """The method with the modules that this family has, and PEFT's options; None if the family lacks what it trains."""
+    method, options = METHODS[name]
+    if (architecture, name) in {("gpt2", "olora"), ("llama", "bias all"), ("llama", "bias lora_only")}:
+        return None  # refused, as the tests below say
+    parts = PARTS | ({"table": "wte"} if architecture == "gpt2" else {})
+    if method.modules_to_save:
+        named = tuple(sorted(parts[part] for part in method.modules_to_save))
+        method, options = replace(method, modules_to_save=named), {"modules_to_save": list(named)}
+    return method, options
 
 
 #: Each method in each engine that trains it.
@@ -59,6 +86,19 @@ CASES = [
     for name, (method, _) in METHODS.items()
     for engine in tiny.ENGINES
     if engine == "reference" or method.only_in_reference is None
+]
+
+
+#: Methods of which `make test` tries one family.
+OF_ONE_FAMILY = {name: "gpt2" for name in METHODS if name.startswith(("bias", "modules", "trainable"))}
+
+#: The cases in each family.
+GRID = [
+    pytest.param(
+        family, *case, marks=[pytest.mark.slow] if family != OF_ONE_FAMILY.get(case[0], family) else []
+    )
+    for family in tiny.ARCHITECTURES
+    for case in CASES
 ]
 
 
@@ -110,12 +150,65 @@ def test_olora_on_layers_that_store_inputs_first_is_refused_since_peft_takes_its
         ReferenceEngine(base, [make_arm(base, ArmMethod(init_lora_weights="olora"))])
 
 
-@pytest.mark.parametrize(("name", "engine_name"), CASES)
-@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+@pytest.mark.parametrize(
+    ("method", "refusal"),
+    [
+        (ArmMethod(bias="all"), "bias: all: LlamaForCausalLM has no such biases; remove it"),
+        (ArmMethod(bias="lora_only"), "bias: lora_only: LlamaForCausalLM has no such biases; remove it"),
+        (
+            ArmMethod(trainable_token_indices=(5, 128)),
+            "trainable_token_indices: 128: the model has embeddings of 0 to 127",
+        ),
+        (ArmMethod(modules_to_save=("lm_heat",)), r"modules_to_save: lm_heat: .* \(did you mean lm_head\?\)"),
+        (ArmMethod(modules_to_save=("head",)), "modules_to_save: head: not in this model"),
+        (ArmMethod(modules_to_save=("norm",)), "PEFT takes .*layernorm for it, too; give a longer name"),
+        (
+            ArmMethod(modules_to_save=("self_attn",)),
+            "modules_to_save: self_attn: the arm adapts model.layers.0.self_attn.q_proj",
+        ),
+        (
+            ArmMethod(modules_to_save=("embed_tokens",), trainable_token_indices=(5,)),
+            "modules_to_save: embed_tokens: trains all embeddings, and trainable_token_indices some",
+        ),
+    ],
+)
+def test_what_the_model_does_not_have_to_train_is_refused(method, refusal):
+    base = tiny.make_base()
+    with pytest.raises(ModelError, match=refusal):
+        ReferenceEngine(base, [make_arm(base, method)])
+
+
+@pytest.mark.parametrize("name", ["bias all", "modules_to_save", "trainable_token_indices"])
+def test_a_saved_adapter_is_scored_with_what_trained_beside_it_and_leaves_the_base_as_it_was(name, tmp_path):
+    base = tiny.make_base("qwen2")
+    arm = make_arm(base, of_family(name, "qwen2")[0])
+    steps = tiny.make_steps(4)
+    with tiny.opened(ReferenceEngine(base, [arm])) as engine:
+        engine.train(steps, on_step=tiny.Log())
+        engine.save_adapter(arm, tmp_path / "saved")
+        scores = engine.score(steps[0][0]).nll_KM
+        answers = engine.generate([[5, 6, 7]], max_new_tokens=4)
+    with tiny.opened(LoadedAdapter(base, tmp_path / "saved")) as loaded:
+        assert torch.equal(loaded.score(steps[0][0]).nll_KM, scores)
+        assert loaded.generate([[5, 6, 7]], max_new_tokens=4) == answers
+    untouched = tiny.make_model("qwen2")
+    for (key, value), (other, expected) in zip(
+        base.model.state_dict().items(), untouched.state_dict().items(), strict=True
+    ):
+        assert key == other
+        assert torch.equal(value, expected)
+    assert not any(weight.requires_grad for weight in base.model.parameters())
+    other = tiny.make_base("llama" if name == "bias all" else "qwen2", hidden_size=32)
+    with pytest.raises(ModelError, match="made for another base model"):
+        LoadedAdapter(other, tmp_path / "saved")
+
+
+@pytest.mark.parametrize(("architecture", "name", "engine_name"), GRID)
 def test_a_method_equals_peft_alone(architecture, name, engine_name, tmp_path, record_property):
-    if (architecture, name) == ("gpt2", "olora"):
-        return  # refused, as the test above says
-    method, options = METHODS[name]
+    found = of_family(name, architecture)
+    if found is None:
+        return
+    method, options = found
     base = tiny.make_base(architecture)
     arm = make_arm(base, method, use_rslora=name in {"rslora", "dora"})
     steps, log = row_steps(), tiny.Log()
@@ -178,8 +271,9 @@ def test_loraplus_in_a_pack_with_other_arms_equals_peft_alone(architecture, engi
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_resumed_method_has_the_bits_of_an_uninterrupted_one(name, tmp_path):
-    base = tiny.make_base()
-    arm = make_arm(base, METHODS[name][0], lora_dropout=0.1)
+    family = "qwen2" if "bias" in name else "llama"
+    base = tiny.make_base(family)
+    arm = make_arm(base, of_family(name, family)[0], lora_dropout=0.1)
     steps, whole, log = tiny.make_steps(8, accumulation=2), tiny.Log(), tiny.Log()
     with tiny.opened(ReferenceEngine(base, [arm])) as engine:
         engine.train(steps, on_step=whole)

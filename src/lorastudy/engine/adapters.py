@@ -18,6 +18,7 @@ from lorastudy.engine.arms import TrainingArm
 from lorastudy.engine.loading import BaseModel
 from lorastudy.engine.targets import is_stored_otherwise
 from lorastudy.errors import ModelError
+from lorastudy.suite.methods import BESIDE_KEYS
 from lorastudy.suite.targets import TargetLayer, peft_names, selected_by
 
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -140,6 +141,15 @@ def expected_keys(
     return expected
 
 
+def shapes_saved(arm: TrainingArm, *, base: BaseModel) -> dict[str, tuple[int, ...]]:
+    """Key -> shape of every tensor in the arm's adapter as PEFT saves it."""
+    if arm.method.is_counted:
+        from lorastudy.engine.peft_model import shapes_by_peft
+
+        return shapes_by_peft(arm, base=base)
+    return expected_keys(arm, layers=base.targets_by_name, factor=arm.method.saved_ranks)
+
+
 def check_saved(arm: TrainingArm, *, base: BaseModel, folder: Path) -> None:
     """Check a saved adapter against PEFT's expectations: the selected layers, the keys and their shapes.
 
@@ -149,7 +159,7 @@ def check_saved(arm: TrainingArm, *, base: BaseModel, folder: Path) -> None:
     config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     selected = selected_by(config["target_modules"], modules=base.module_names)
     selected |= set(config.get("target_parameters") or ())
-    expected = expected_keys(arm, layers=base.targets_by_name, factor=arm.method.saved_ranks)
+    expected = shapes_saved(arm, base=base)
     with safe_open(folder / WEIGHTS_FILE, framework="pt") as file:
         keys = file.keys()
         saved = {key: tuple(file.get_slice(key).get_shape()) for key in keys}
@@ -204,6 +214,13 @@ def check_fits(base: BaseModel, folder: Path) -> None:
     if config.get("peft_type") != "LORA":
         raise ModelError(f"checkpoint: {folder}: a {config.get('peft_type')} adapter; only LoRA is supported")
     another = f"checkpoint: {folder}: made for another base model ({config.get('base_model_name_or_path')})"
+    if any(config.get(key) not in (None, "none", [], {}) for key in BESIDE_KEYS):
+        from lorastudy.engine.peft_model import shapes_of_config
+
+        shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+        if wrong := differences(shapes, shapes_of_config(folder, base=base)):
+            raise ModelError(f"{another}: {'; '.join(wrong[:4])}")
+        return
     layers = base.targets_by_name
     experts = _selected_experts(config, layers=base.target_layers)
     stems = {stem.removeprefix(PREFIX): name for name, stem in key_stems(experts, layers=layers).items()}

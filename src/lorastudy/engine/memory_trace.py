@@ -18,6 +18,7 @@ of the step: it holds the same tensors as the layer below.
 
 import gc
 import math
+import re
 import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -163,7 +164,9 @@ def count_layers(
 
 
 def _in_all_layers(arms: Sequence[TrainingArm], num_layers: int) -> bool:
-    """Whether each arm adapts the same modules in every layer."""
+    """Whether each arm adapts the same modules in every layer, and trains no module of a single layer whole."""
+    if any(re.search(r"\d", name) for arm in arms for name in arm.method.modules_to_save):
+        return False
     counts = (Counter(without_layer_number(name) for name in arm.module_names) for arm in arms)
     return all(count == num_layers for own in counts for name, count in own.items() if "*" in name)
 

@@ -169,17 +169,14 @@ def profile_arms(
     num_base = num_parameters(base)
     for arm in arms:
         shape = _shape(arm)
-        layers = [base.targets_by_name[name] for name in arm.module_names]
-        num_trainable = arm_size(
-            layers, r=arm.r, method=arm.method, num_base_parameters=num_base
-        ).num_trainable
+        num_trainable, num_beside = _num_trainable(arm, base=base, num_base=num_base)
         timed = times.get(shape)
         is_known = timed is not None and timed.has_enough_rounds and noise[shape] <= STEP_TIME_FLOOR
         seconds = statistics.median(timed.all) if timed is not None and is_known else None
         yield ArmProfile(
             experiment_id=arm.experiment_id,
             num_trainable_parameters=num_trainable,
-            num_total_parameters=num_base + (0 if arm.method.is_full else num_trainable),
+            num_total_parameters=num_base + num_beside,
             adapter_bytes=memory[shape].adapter_bytes,
             memory_kind="cuda_allocated" if base.device.type == "cuda" else "cpu_tensors",
             peak_memory_bytes=memory[shape].peak_bytes,
@@ -192,6 +189,18 @@ def profile_arms(
             modules_left_out=arm.modules_left_out,
             modules_digest=names_digest(arm.module_names),
         )
+
+
+def _num_trainable(arm: TrainingArm, *, base: BaseModel, num_base: int) -> tuple[int, int]:
+    """The parameters that an arm trains, and those of them that the base does not have."""
+    if arm.method.is_counted:
+        from lorastudy.engine.peft_model import counted_size
+
+        counted = counted_size(arm, base=base)
+        return counted.num_trainable, counted.num_beside
+    layers = [base.targets_by_name[name] for name in arm.module_names]
+    size = arm_size(layers, r=arm.r, method=arm.method, num_base_parameters=num_base)
+    return size.num_trainable, 0 if arm.method.is_full else size.num_trainable
 
 
 def has_time_for_rounds(num_steps: Mapping[_Shape, int], expected: Mapping[_Shape, float]) -> bool:

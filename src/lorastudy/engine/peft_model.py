@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import (
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
 from peft.optimizers import create_lorafa_optimizer, create_loraplus_optimizer
 from peft.tuners.lora import dora as dora_layers
 from peft.utils.other import transpose
@@ -23,6 +30,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
+from lorastudy.engine import loading
 from lorastudy.engine.adapters import (
     CONFIG_FILE,
     PARTS,
@@ -35,21 +43,27 @@ from lorastudy.engine.adapters import (
     is_transposed,
     key_stems,
     read_adapter,
+    shapes_saved,
     targets_in_config,
     whole,
 )
 from lorastudy.engine.arms import TokenScores, TrainingArm, stream_seed
 from lorastudy.engine.batch import Batch
-from lorastudy.engine.loading import BaseModel
+from lorastudy.engine.loading import BaseModel, num_embeddings
 from lorastudy.engine.optimizers import optimizer_of
 from lorastudy.engine.padded_forward import greedy_answers, label_logits
-from lorastudy.errors import ModelError
+from lorastudy.errors import ModelError, first_line
+from lorastudy.suite.targets import CountedSize
+from lorastudy.suite.wording import did_you_mean
 
 #: PEFT's module with DoRA's layer; counting memory replaces its dequantisation.
 DORA_LAYERS = dora_layers
 
 #: The name of an adapter that has the model for itself. PEFT writes an adapter of this name into the given folder.
 ONLY_ADAPTER = "default"
+
+#: The beginning of PEFT's warning of a trained module whose weights another module shares.
+_TIED = "Model (with|has) `?tie_word_embeddings"
 
 #: The errors that PEFT raises when it cannot wrap a layer or read an adapter.
 _REFUSALS = (ValueError, TypeError, LookupError, AttributeError, ImportError, RuntimeError)
@@ -63,6 +77,7 @@ def lora_config(arm: TrainingArm, *, base: BaseModel, parameters: Sequence[str] 
     modules, own = targets_in_config(arm.module_names, base=base)
     wrapped = sorted({*own, *parameters})
     initial_weights: Any = arm.method.init_lora_weights  # PEFT's type does not have pissa_niter_N
+    bias: Any = arm.method.bias
     return LoraConfig(
         r=arm.r,
         lora_alpha=whole(arm.lora_alpha),
@@ -72,6 +87,9 @@ def lora_config(arm: TrainingArm, *, base: BaseModel, parameters: Sequence[str] 
         rank_pattern=dict(arm.method.rank_pattern),
         alpha_pattern={pattern: whole(alpha) for pattern, alpha in arm.method.alpha_pattern},
         init_lora_weights=initial_weights,
+        bias=bias,
+        modules_to_save=list(arm.method.modules_to_save) or None,
+        trainable_token_indices=list(arm.method.trainable_token_indices) or None,
         target_modules=modules,
         target_parameters=wrapped or None,
         fan_in_fan_out=is_transposed(arm, base=base),
@@ -99,11 +117,13 @@ def wrap(base: BaseModel, arms: Mapping[str, TrainingArm]) -> PeftModel:
 def _wrapped(base: BaseModel, arms: Mapping[str, TrainingArm], *, parameters: Sequence[str]) -> PeftModel:
     names = iter(arms)
     first = next(names)
-    model = get_peft_model(
-        base.model, lora_config(arms[first], base=base, parameters=parameters), adapter_name=first
-    )
-    for name in names:
-        model.add_adapter(name, lora_config(arms[name], base=base, parameters=parameters))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=_TIED)
+        model = get_peft_model(
+            base.model, lora_config(arms[first], base=base, parameters=parameters), adapter_name=first
+        )
+        for name in names:
+            model.add_adapter(name, lora_config(arms[name], base=base, parameters=parameters))
     return model
 
 
@@ -198,6 +218,7 @@ def save_with_peft(
         with warnings.catch_warnings():
             # To subtract the initial adapter, PEFT loads it beside the trained one and warns of that.
             warnings.filterwarnings("ignore", message=r"\w+ changes the base weights of the model")
+            warnings.filterwarnings("ignore", message=_TIED)
             model.save_pretrained(str(written), save_embedding_layers=False, **options)
         config = json.loads((written / CONFIG_FILE).read_text(encoding="utf-8"))
         config["base_model_name_or_path"] = base.name
@@ -238,7 +259,7 @@ def load_with_peft(
         ModelError: not an adapter folder, or another adapter than the arm's.
     """
     _, tensors = read_adapter(folder)
-    expected = expected_keys(arm, layers=base.targets_by_name, factor=arm.method.saved_ranks)
+    expected = shapes_saved(arm, base=base)
     wrong = differences({key: tuple(tensor.shape) for key, tensor in tensors.items()}, expected)
     if wrong:
         raise ModelError(f"{folder}: not the adapter of {arm.experiment_id}: {'; '.join(wrong[:4])}")
@@ -276,6 +297,7 @@ def load_adapter(base: BaseModel, folder: Path) -> PeftModel:
         with warnings.catch_warnings():
             # PEFT only warns if a layer has no weights, and leaves it at its random initial weights.
             warnings.filterwarnings("error", message="Found missing adapter keys")
+            warnings.filterwarnings("ignore", message=_TIED)
             model = PeftModel.from_pretrained(base.model, str(folder))
     except (*_REFUSALS, UserWarning) as error:
         raise ModelError(f"checkpoint: {folder}: PEFT cannot load it: {error}") from error
@@ -300,17 +322,18 @@ def check_wrapping(base: BaseModel, arm: TrainingArm) -> None:
     Raises:
         ModelError: PEFT wraps or loads something else. The message names the difference.
     """
+    check_beside(base, arm)
     ours = expected_keys(arm, layers=base.targets_by_name)
     with _meta_copy(base.model) as copy, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they concern the differences checked below
         try:
             model = get_peft_model(copy, lora_config(arm, base=base))
-            # Embeddings are never trained. By default PEFT adds them if they look resized.
-            expected = get_peft_model_state_dict(model, save_embedding_layers=False)
-            theirs = {key: tuple(value.shape) for key, value in expected.items()}
-            wrong = differences(ours, theirs)
+            theirs = _shapes(model)
+            wrong = differences(ours, {key: shape for key, shape in theirs.items() if ".lora_" in key})
             if not wrong:
-                loaded = set_peft_model_state_dict(model, {key: torch.empty(ours[key]) for key in ours})
+                loaded = set_peft_model_state_dict(
+                    model, {key: torch.empty(shape) for key, shape in theirs.items()}
+                )
                 wrong += [f"{key} is not loaded" for key in loaded.missing_keys if ".lora_" in key]
                 wrong += [f"{key} is not known in loading" for key in loaded.unexpected_keys]
         except _REFUSALS as error:
@@ -322,11 +345,158 @@ def check_wrapping(base: BaseModel, arm: TrainingArm) -> None:
         )
 
 
+def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Key -> shape of what PEFT saves of a model's only adapter. Resized embeddings, which it may add, are left out."""
+    saved = get_peft_model_state_dict(model, save_embedding_layers=False)
+    return {key: tuple(value.shape) for key, value in saved.items()}
+
+
+def shapes_by_peft(arm: TrainingArm, *, base: BaseModel) -> dict[str, tuple[int, ...]]:
+    """Key -> shape of every tensor that PEFT saves of the arm."""
+    with _wrapped_copy(lora_config(arm, base=base), base=base) as model:
+        return _shapes(model)
+
+
+def shapes_of_config(folder: Path, *, base: BaseModel) -> dict[str, tuple[int, ...]]:
+    """Key -> shape of every tensor that PEFT expects in an adapter folder, by its configuration.
+
+    Raises:
+        ModelError: PEFT cannot put such an adapter on the base.
+    """
+    try:
+        with _wrapped_copy(PeftConfig.from_pretrained(str(folder)), base=base) as model:
+            return _shapes(model)
+    except _REFUSALS as error:
+        raise ModelError(f"checkpoint: {folder}: does not fit {base.name}: {first_line(error)}") from error
+
+
+@contextmanager
+def _wrapped_copy(config: PeftConfig, *, base: BaseModel) -> Iterator[PeftModel]:
+    """PEFT's model with this adapter on a copy of the base on the meta device."""
+    with _meta_copy(base.model) as copy, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they concern what PEFT saves, which is what this asks
+        yield get_peft_model(copy, config)
+
+
+def counted_size(arm: TrainingArm, *, base: BaseModel) -> CountedSize:
+    """The size of what an arm trains, counted on a copy of the model on the meta device.
+
+    Raises:
+        ModelError: PEFT does not wrap what the arm would train.
+    """
+    check_wrapping(base, arm)
+    with _meta_copy(base.model) as copy:
+        own = {id(parameter) for parameter in copy.parameters()}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model = get_peft_model(copy, lora_config(arm, base=base))
+        trained = [
+            parameter
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad and not (arm.method.is_lorafa and ".lora_A." in name)
+        ]
+        held = [parameter for parameter in model.parameters() if id(parameter) not in own]
+        saved = get_peft_model_state_dict(model, save_embedding_layers=False)
+    return CountedSize(
+        num_trainable=sum(parameter.numel() for parameter in trained),
+        held_bytes=sum(parameter.nbytes for parameter in held),
+        gradient_bytes=sum(parameter.nbytes for parameter in trained),
+        saved_bytes=sum(tensor.nbytes for tensor in saved.values()),
+        num_beside=sum(parameter.numel() for parameter in held),
+    )
+
+
+def check_beside(base: BaseModel, arm: TrainingArm) -> None:
+    """Check that the model has the weights that the arm trains beside its adapter.
+
+    Raises:
+        ModelError: it does not, or they are quantised or adapted. The message names the key and the nearest name.
+    """
+    method, model = arm.method, base.model
+    if method.bias != "none" and not _biases(model, arm):
+        raise ModelError(f"bias: {method.bias}: {type(model).__name__} has no such biases; remove it")
+    vocabulary = num_embeddings(model.config)
+    if max(method.trainable_token_indices, default=0) >= vocabulary:
+        raise ModelError(
+            f"trainable_token_indices: {max(method.trainable_token_indices)}: the model has embeddings of 0 to {vocabulary - 1}"
+        )
+    for name in method.modules_to_save:
+        _check_module(base, arm, name=name)
+
+
+def _check_module(base: BaseModel, arm: TrainingArm, *, name: str) -> None:
+    modules = dict(base.model.named_modules(remove_duplicate=False))
+    ends = [full for full in modules if full.endswith(name)]  # PEFT's rule
+    found = [full for full in ends if full == name or full.endswith(f".{name}")]
+    if not found:
+        leaves = {
+            full.rpartition(".")[2]
+            for full, module in modules.items()
+            if any(True for _ in module.parameters())
+        }
+        near = (
+            did_you_mean(name, sorted(leaves)) or f"; these have weights: {', '.join(sorted(leaves - {''}))}"
+        )
+        raise ModelError(f"modules_to_save: {name}: not in this model{near}")
+    if len(ends) > len(found):
+        other = next(full for full in ends if full not in found)
+        raise ModelError(f"modules_to_save: {name}: PEFT takes {other} for it, too; give a longer name")
+    for full in found:
+        adapted = next(
+            (each for each in arm.module_names if each == full or each.startswith(f"{full}.")), None
+        )
+        if adapted is not None:
+            raise ModelError(
+                f"modules_to_save: {name}: the arm adapts {adapted}; leave it out of one of them"
+            )
+        if arm.method.trainable_token_indices and modules[full] is base.model.get_input_embeddings():
+            raise ModelError(
+                f"modules_to_save: {name}: trains all embeddings, and trainable_token_indices some; remove one"
+            )
+        if not all(weight.is_floating_point() for weight in modules[full].parameters()):
+            raise ModelError(
+                f"modules_to_save: {name}: its weights are quantised, and cannot train; set quantization: bf16, or name other modules"
+            )
+
+
+def _biases(model: nn.Module, arm: TrainingArm) -> list[nn.Parameter]:
+    """The biases of the base that the arm trains."""
+    names = {f"{name}.bias" for name in arm.module_names}
+    return [
+        parameter
+        for name, parameter in model.named_parameters()
+        if name.endswith(".bias") and (arm.method.bias == "all" or name in names)
+    ]
+
+
+class BaseParts:
+    """The modules and biases of a base, to give it back after PEFT has put trained ones in their place."""
+
+    def __init__(self, base: BaseModel, *, biases: str) -> None:
+        """Keep them. `biases` is PEFT's `bias`: unless it is `none`, PEFT trains or loads those of the base in place."""
+        self._model = base.model
+        self._modules = dict(base.model.named_modules(remove_duplicate=False))
+        named = base.model.named_parameters() if biases != "none" else iter(())
+        self._biases = [weight for name, weight in named if name.endswith(".bias")]
+        self._values = loading.kept_weights(self._biases)
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Give the base its own parts again, after PEFT's `unload`."""
+        for name, module in self._modules.items():
+            parent, _, leaf = name.rpartition(".")
+            if name and getattr(self._modules[parent], leaf) is not module:
+                setattr(self._modules[parent], leaf, module)
+        for weight, own in zip(self._biases, self._values, strict=True):
+            weight.copy_(own)
+            weight.grad = None
+
+
 @contextmanager
 def _meta_copy(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
     with torch.device("meta"):
         kind: Any = type(model)
-        yield kind(model.config)
+        yield kind(model.config).to(model.dtype).requires_grad_(requires_grad=False)
 
 
 class LoadedAdapter:
@@ -339,12 +509,15 @@ class LoadedAdapter:
             ModelError: not an adapter folder, or an adapter of another base.
         """
         self._base = base
+        config, _ = read_adapter(folder)
+        self._parts = BaseParts(base, biases=config.get("bias") or "none")
         self._model = load_adapter(base, folder)
         self.experiment_ids = (folder.name,)
 
     def close(self) -> None:
         """Remove the adapter and restore the base."""
         self._model.unload()
+        self._parts.restore()
         self._base.model.requires_grad_(requires_grad=False)
 
     @torch.no_grad()

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from lorastudy.engine.choice import packed_problem
 from lorastudy.engine.environment import environment
-from lorastudy.engine.fake_model import FakeModels, decoder_layers, quantised_names
+from lorastudy.engine.fake_model import FakeModels, counted_arms, decoder_layers, quantised_names
 from lorastudy.engine.loading import default_device, num_positions
 from lorastudy.engine.memory_trace import footprint
 from lorastudy.engine.rows import rows_previewed, rows_read
@@ -26,6 +26,7 @@ from lorastudy.protocol.jobs import (
     PreviewQuestion,
     Question,
     RowsQuestion,
+    SizeQuestion,
     read_questions,
 )
 
@@ -55,16 +56,25 @@ def _answered(question: Question, *, device: torch.device, models: FakeModels) -
 def _answer(question: Question, *, device: torch.device, models: FakeModels) -> dict[str, Any]:
     if isinstance(question, MachineQuestion):
         return _machine(device)
-    if isinstance(question, ModelQuestion):
-        return _shape(question, models=models)
-    if isinstance(question, FootprintQuestion):
-        return footprint(question, models=models).to_json()
+    if isinstance(question, ModelQuestion | SizeQuestion | FootprintQuestion):
+        return _of_fake_model(question, models=models)
     if isinstance(question, RowsQuestion):
         return rows_read(question)
     if isinstance(question, PreviewQuestion):
         return rows_previewed(question)
     assert isinstance(question, PaceQuestion)
     return step_seconds(question, device=device)
+
+
+def _of_fake_model(
+    question: ModelQuestion | SizeQuestion | FootprintQuestion, *, models: FakeModels
+) -> dict[str, Any]:
+    """The answer to a question about a model, for which no weights are read."""
+    if isinstance(question, ModelQuestion):
+        return _shape(question, models=models)
+    if isinstance(question, SizeQuestion):
+        return _size(question, models=models)
+    return footprint(question, models=models).to_json()
 
 
 def _machine(device: torch.device) -> dict[str, Any]:
@@ -105,6 +115,16 @@ def _shape(question: ModelQuestion, *, models: FakeModels) -> dict[str, Any]:
         "has_tied_head": head is not None and embedding is not None and head.weight is embedding.weight,
         **_layer_parameters(model),
     }
+
+
+def _size(question: SizeQuestion, *, models: FakeModels) -> dict[str, Any]:
+    from lorastudy.engine.peft_model import counted_size  # imports PEFT, which takes a second
+
+    base = models.base(
+        question.folder, question.precision, num_layers=None, trust_remote_code=question.trust_remote_code
+    )
+    (arm,) = counted_arms(question.arms, layers=base.target_layers)
+    return asdict(counted_size(arm, base=base))
 
 
 def _layer_parameters(model: PreTrainedModel) -> dict[str, Any]:

@@ -37,6 +37,7 @@ from lorastudy.engine.padded_forward import greedy_answers, label_logits
 from lorastudy.engine.patches import activation_checkpointing
 from lorastudy.engine.peft_model import (
     ONLY_ADAPTER,
+    BaseParts,
     adapter_of,
     check_wrapping,
     initial_state,
@@ -196,6 +197,7 @@ class ReferenceEngine:
             check_wrapping(base, arm)
             assert set(names) <= set(base.targets_by_name), set(names) - set(base.targets_by_name)
         self._own_weights = _kept_weights(base, self.arms)
+        self._parts = BaseParts(base, biases=self.arms[0].method.bias)
         self._model: Any = wrap(base, self._names)
         self._initial = initial_state(self._model) if self._own_weights else {}
         self._idle = {name: self._parameters_of_others(name) for name in self._names}
@@ -324,6 +326,7 @@ class ReferenceEngine:
         """Unwrap the base."""
         self._stop_noise()
         self._model.unload()
+        self._parts.restore()
         for name, weight in self._own_weights.items():
             self._base.linear_layers[name].get_parameter("weight").data = weight
         self._base.model.requires_grad_(requires_grad=False)

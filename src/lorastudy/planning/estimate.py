@@ -38,13 +38,14 @@ from lorastudy.protocol.jobs import (
     Precision,
     Question,
     RowsQuestion,
+    SizeQuestion,
 )
 from lorastudy.protocol.records import RowsRead
 from lorastudy.report.numbers import percent, size
 from lorastudy.suite.experiment import Experiment, canonical_json
 from lorastudy.suite.methods import METHOD_KEYS, ON_GPU_ONLY, TRAINING_KEYS, optimizer_problem
 from lorastudy.suite.settings import ARM_KEYS, Settings
-from lorastudy.suite.targets import targets_of
+from lorastudy.suite.targets import CountedSize, targets_of
 
 #: Share of the device's memory that a plan leaves free: for the CUDA context and libraries, for memory lost between
 #: tensors, and for the error of the prediction.
@@ -336,22 +337,37 @@ class Estimator:
 
     def _sizes(self, experiments: Iterable[Experiment]) -> tuple[dict[str, ArmSize], dict[str, ModelError]]:
         """By experiment: its size, or why it does not fit the model."""
-        layers = self.shape.linear_layers
         sizes: dict[str, ArmSize] = {}
         problems: dict[str, ModelError] = {}
         for each in experiments:
             try:
-                names = targets_of(each.settings, layers)
+                sizes[each.id] = self.size_of(each.settings)
             except ModelError as error:
                 problems[each.id] = error
-                continue
-            sizes[each.id] = ArmSize(
-                r=each.settings.lora_rank,
-                module_names=names,
-                has_dropout=each.settings.lora_dropout > 0,
-                method=each.settings.arm_method,
-            )
         return sizes, problems
+
+    def size_of(self, settings: Settings) -> ArmSize:
+        """What memory depends on of an arm with these settings.
+
+        Raises:
+            ModelError: the arm does not fit the model.
+        """
+        return ArmSize(
+            r=settings.lora_rank,
+            module_names=targets_of(settings, self.shape.linear_layers),
+            has_dropout=settings.lora_dropout > 0,
+            method=settings.arm_method,
+            counted=self._counted(settings) if settings.arm_method.is_counted else None,
+        )
+
+    def _counted(self, settings: Settings) -> CountedSize:
+        question = SizeQuestion(
+            folder=self._folder,
+            precision=precision_of(settings),
+            arms=(CountedArm.of(settings),),
+            trust_remote_code=settings.trust_remote_code,
+        )
+        return CountedSize(**self._one(question, self._about))
 
     def _predict(self, experiments: Sequence[Experiment]) -> Prediction:
         sizes, _ = self._sizes(experiments)
@@ -369,14 +385,7 @@ class Estimator:
         num_arms = Counter(each.data_seed for each in experiments)
         own = self.rows.side_by_side(num_arms) if len(num_arms) > 1 else {}
         arms = [
-            CountedArm(
-                r=each.settings.lora_rank,
-                targets=(each.settings.target_modules, each.settings.layers_to_transform),
-                exclude_modules=each.settings.exclude_modules or (),
-                has_dropout=each.settings.lora_dropout > 0,
-                method=each.settings.arm_method,
-                order=list(own).index(each.data_seed) if own else 0,
-            )
+            CountedArm.of(each.settings, order=list(own).index(each.data_seed) if own else 0)
             for each in experiments
         ]
         return FootprintQuestion(

@@ -16,7 +16,7 @@ from lorastudy.protocol.jobs import Footprint, Phase, Precision, attends_in_one_
 from lorastudy.protocol.records import MemoryTerms
 from lorastudy.suite.base_model import LAB_MODEL, cached_folder
 from lorastudy.suite.methods import PLAIN, ArmMethod
-from lorastudy.suite.targets import AdapterSize, TargetLayer, arm_size
+from lorastudy.suite.targets import AdapterSize, CountedSize, TargetLayer, arm_size
 from lorastudy.version import LAB_BASE
 
 CONFIG_NAME = "config.json"
@@ -139,6 +139,8 @@ class ArmSize:
     module_names: tuple[str, ...]
     has_dropout: bool = False
     method: ArmMethod = PLAIN
+    counted: CountedSize | None = None
+    """The size that PEFT counted on the model, where no formula here gives it (`ArmMethod.is_counted`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,15 +161,16 @@ def predict(
 ) -> Prediction:
     """Peak bytes of training these arms together. `footprint` is the counted memory of their step."""
     trainable = sum(num_trainable(shape, arm) for arm in arms)
-    held = sum(num_held(shape, arm, precision=precision) for arm in arms)
+    held = sum(held_bytes(shape, arm, precision=precision) for arm in arms)
+    gradients = sum(gradient_bytes_of(shape, arm) for arm in arms)
     quantised = precision.quantization in {"4bit", "8bit"}
     num_constants = 5 * sum(layer.is_quantisable for layer in shape.linear_layers) * quantised
     terms = MemoryTerms(
         base_weights=base_weight_bytes(shape, precision),
         quantisation_constants=quantisation_bytes(shape, precision),
-        adapters=adapter_bytes(held),
-        gradients=gradient_bytes(trainable),
-        optimizer=optimizer_bytes(trainable, num_frozen=held - trainable, footprint=footprint),
+        adapters=held,
+        gradients=gradients,
+        optimizer=optimizer_bytes(trainable, beside=held + gradients, footprint=footprint),
         activations=activation_bytes(footprint),
         loss=loss_bytes(footprint),
         workspace=workspace_bytes(footprint, device=device),
@@ -262,17 +265,28 @@ def size_of(shape: ModelShape, arm: ArmSize) -> AdapterSize:
 
 def num_trainable(shape: ModelShape, arm: ArmSize) -> int:
     """Trainable parameters: rank x (inputs + outputs) in plain LoRA, summed over the adapted layers and their experts."""
+    if arm.counted is not None:
+        return arm.counted.num_trainable
     return size_of(shape, arm).num_trainable
 
 
-def num_held(shape: ModelShape, arm: ArmSize, *, precision: Precision) -> int:
-    """Parameters that the arm holds in fp32 beside the base: those of its adapter.
+def held_bytes(shape: ModelShape, arm: ArmSize, *, precision: Precision) -> int:
+    """Bytes of the weights that the arm holds beside the base: those of its adapter.
 
     Full fine-tuning holds a copy of all weights for the optimizer if the base is in half precision. In fp32 it has none.
     """
     if arm.method.is_full and precision.quantization == "fp32":
         return 0
-    return size_of(shape, arm).num_parameters
+    if arm.counted is not None:
+        return arm.counted.held_bytes
+    return adapter_bytes(size_of(shape, arm).num_parameters)
+
+
+def gradient_bytes_of(shape: ModelShape, arm: ArmSize) -> int:
+    """Bytes of the arm's gradients."""
+    if arm.counted is not None:
+        return arm.counted.gradient_bytes
+    return gradient_bytes(num_trainable(shape, arm))
 
 
 def adapter_bytes(num_parameters: int) -> int:
@@ -288,6 +302,8 @@ def saved_bytes(shape: ModelShape, arm: ArmSize, *, precision: Precision) -> int
 
     Full fine-tuning saves the model in its precision.
     """
+    if arm.counted is not None:
+        return arm.counted.saved_bytes
     size = PLAIN_BYTES[precision.quantization] if arm.method.is_full else FP32_BYTES
     return size * size_of(shape, arm).num_saved
 
@@ -297,16 +313,13 @@ def gradient_bytes(num_trainable_parameters: int) -> int:
     return FP32_BYTES * num_trainable_parameters
 
 
-def optimizer_bytes(num_trainable_parameters: int, *, footprint: Footprint, num_frozen: int = 0) -> int:
-    """Bytes that the engine keeps per trainable parameter, minus adapter and gradient: AdamW's two moments, 8 p.
+def optimizer_bytes(num_trainable_parameters: int, *, footprint: Footprint, beside: int) -> int:
+    """Bytes that the engine keeps per trainable parameter, minus `beside`, adapter and gradient: AdamW's two moments, 8 p.
 
     With PiSSA and OLoRA it also keeps the layers' own weights, to restore them, and with full fine-tuning those of the whole
-    base: on a CPU only, since a GPU's are kept in the machine's memory. `num_frozen` are adapter weights that do not train,
-    less the trained weights that are the base's own.
+    base: on a CPU only, since a GPU's are kept in the machine's memory.
     """
-    kept = footprint.resident_bytes_per_parameter * num_trainable_parameters
-    adapter = adapter_bytes(num_trainable_parameters + num_frozen)
-    return round(kept) - adapter - gradient_bytes(num_trainable_parameters)
+    return round(footprint.resident_bytes_per_parameter * num_trainable_parameters) - beside
 
 
 def activation_bytes(footprint: Footprint) -> int:

@@ -23,6 +23,7 @@ from lorastudy.lint.case import (
 from lorastudy.lint.evidence import split_name
 from lorastudy.planning.answers import Answers
 from lorastudy.planning.estimate import Estimator, by_pack
+from lorastudy.planning.memory import num_trainable
 from lorastudy.planning.packing import groups
 from lorastudy.protocol.records import RowsRead, TrivialScore
 from lorastudy.stats.trivial import PREDICTOR_NAMES
@@ -32,7 +33,7 @@ from lorastudy.suite.labels import labels_of
 from lorastudy.suite.question import Question
 from lorastudy.suite.rate_search import published_rates
 from lorastudy.suite.settings import Settings
-from lorastudy.suite.targets import arm_size, count_by_role, in_words, left_out, names_digest, targets_of
+from lorastudy.suite.targets import count_by_role, in_words, left_out, names_digest
 
 #: The settings that decide which rows are read.
 _DATA_KEYS = (
@@ -163,32 +164,27 @@ def adapted_arms(experiments: Sequence[Experiment], answers: Answers) -> Adapted
     for group in groups(experiments):
         base_model = group[0].settings.base_model
         try:
-            shape = Estimator(group, answers, with_data=False).shape
+            estimator = Estimator(group, answers, with_data=False)
+            shape = estimator.shape
         except StudyError as error:
             unknown[base_model] = f"what the arms adapt in {base_model} is not known before it runs: {error}"
             continue
         layers = shape.linear_layers
-        by_name = {layer.name: layer for layer in layers}
         for experiment in group:
             if experiment.arm in arms:
                 continue
             settings = experiment.settings
             try:
-                names = targets_of(settings, layers)
+                size = estimator.size_of(settings)
             except ModelError as error:
                 misfits[experiment.arm] = Misfit(label=labels[experiment.arm], settings=settings, error=error)
                 continue
-            adapted = arm_size(
-                [by_name[name] for name in names],
-                r=settings.lora_rank,
-                method=settings.arm_method,
-                num_base_parameters=shape.num_parameters,
-            )
+            names = size.module_names
             arms[experiment.arm] = AdaptedArm(
                 digest=names_digest(names),
                 by_role=count_by_role(names, layers=layers),
                 left_out=tuple(left_out(names, layers=layers, target_modules=settings.target_modules)),
-                num_trainable_parameters=adapted.num_trainable,
+                num_trainable_parameters=num_trainable(shape, size),
             )
     return AdaptedArms(arms=arms, misfits=misfits, unknown=tuple(unknown.values()))
 

@@ -150,6 +150,30 @@ class CountedArm:
     order: int = 0
     """The arm's order of the rows, as a place in `FootprintQuestion.orders`."""
 
+    @classmethod
+    def of(cls, settings: Settings, *, order: int = 0) -> Self:
+        """The arm of these settings."""
+        return cls(
+            r=settings.lora_rank,
+            targets=(settings.target_modules, settings.layers_to_transform),
+            exclude_modules=settings.exclude_modules or (),
+            has_dropout=settings.lora_dropout > 0,
+            method=settings.arm_method,
+            order=order,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SizeQuestion:
+    """How many parameters does an arm train, and how many bytes are they? PEFT counts them on the model."""
+
+    kind: ClassVar[str] = "size"
+    folder: str
+    precision: Precision
+    arms: tuple[CountedArm, ...]
+    """One arm."""
+    trust_remote_code: bool = False
+
 
 @dataclass(frozen=True, kw_only=True)
 class FootprintQuestion:
@@ -220,7 +244,15 @@ class PaceQuestion:
     nums_arms: tuple[int, ...]
 
 
-Question = MachineQuestion | ModelQuestion | FootprintQuestion | RowsQuestion | PreviewQuestion | PaceQuestion
+Question = (
+    MachineQuestion
+    | ModelQuestion
+    | SizeQuestion
+    | FootprintQuestion
+    | RowsQuestion
+    | PreviewQuestion
+    | PaceQuestion
+)
 
 
 @dataclass(frozen=True, kw_only=True)

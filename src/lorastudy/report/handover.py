@@ -86,8 +86,8 @@ def loading_code(arm: TrainedArm) -> Mapping[str, str]:
         "with PEFT": with_peft,
         "merged into the base, after that": "model.merge_and_unload().save_pretrained('merged')",
     }
-    if arm.settings.use_dora or arm.settings.rank_pattern:
-        return code  # vLLM takes neither; the merged model runs there
+    if arm.settings.use_dora or arm.settings.rank_pattern or arm.settings.arm_method.is_counted:
+        return code  # vLLM takes none of these; the merged model runs there
     saved_rank = arm.settings.lora_rank * arm.settings.arm_method.saved_ranks
     rank = next((rank for rank in _VLLM_RANKS if rank >= saved_rank), saved_rank)
     with_vllm = (
@@ -147,6 +147,9 @@ def _lora_config(arm: TrainedArm) -> dict[str, Any]:
         "use_dora": settings.use_dora,
         "rank_pattern": dict(settings.rank_pattern),
         "alpha_pattern": dict(settings.alpha_pattern),
+        "bias": "" if settings.bias == "none" else settings.bias,
+        "modules_to_save": list(settings.modules_to_save or ()),
+        "trainable_token_indices": list(settings.trainable_token_indices or ()),
     }
     init = settings.init_lora_weights
     return {
@@ -207,6 +210,7 @@ def _for_axolotl(arm: TrainedArm) -> str:
                 else {"peft_init_lora_weights": settings.init_lora_weights}
             ),
             **({"loraplus_lr_ratio": settings.loraplus_lr_ratio} if settings.loraplus_lr_ratio else {}),
+            **({"lora_modules_to_save": list(settings.modules_to_save)} if settings.modules_to_save else {}),
         }
     arguments = _training_arguments(arm)
     values |= {
@@ -222,7 +226,7 @@ def _for_axolotl(arm: TrainedArm) -> str:
         "fp16": settings.quantization == "fp16",
         "output_dir": "output",
     }
-    lost = ("rank_pattern", "alpha_pattern", "lr_scheduler_kwargs")
+    lost = _LOST
     format_of_rows = ["datasets: add the type of your rows, such as `type: alpaca` or `type: chat_template`"]
     return _yaml(values, comments=[*format_of_rows, *_lost(arm, lost)])
 
@@ -245,6 +249,7 @@ def _for_llamafactory(arm: TrainedArm) -> str:
             **({"use_dora": True} if settings.use_dora else {}),
             **({"pissa_init": True} if str(settings.init_lora_weights).startswith("pissa") else {}),
             **({"loraplus_lr_ratio": settings.loraplus_lr_ratio} if settings.loraplus_lr_ratio else {}),
+            **({"additional_target": ",".join(settings.modules_to_save)} if settings.modules_to_save else {}),
         }
     bits = {"4bit": 4, "8bit": 8}.get(settings.quantization)
     values |= {} if bits is None else {"quantization_bit": bits, "quantization_method": "bnb"}
@@ -263,7 +268,7 @@ def _for_llamafactory(arm: TrainedArm) -> str:
     }
     comments = [
         "dataset: name your file in data/dataset_info.json, and give the template of your model (template)",
-        *_lost(arm, ("rank_pattern", "alpha_pattern", "lr_scheduler_kwargs")),
+        *_lost(arm, _LOST),
     ]
     if settings.init_lora_weights is not True and "pissa_init" not in values:
         comments.append(f"no key here for init_lora_weights: {settings.init_lora_weights}")
@@ -272,10 +277,18 @@ def _for_llamafactory(arm: TrainedArm) -> str:
     return _yaml(values, comments=comments)
 
 
+#: Keys that neither axolotl nor LLaMA-Factory has.
+_LOST = ("rank_pattern", "alpha_pattern", "lr_scheduler_kwargs", "bias", "trainable_token_indices")
+
+
 def _lost(arm: TrainedArm, keys: Sequence[str]) -> list[str]:
     """A comment for each setting that the program has no key for."""
     values = {key: getattr(arm.settings, key) for key in keys}
-    lost = [f"no key here for {key}: {_plain(value)}" for key, value in values.items() if value]
+    lost = [
+        f"no key here for {key}: {_plain(value)}"
+        for key, value in values.items()
+        if value and value != "none"
+    ]
     if arm.settings.layers_to_transform is not None:
         layers = ", ".join(map(str, arm.settings.layers_to_transform))
         lost.append(f"the layers are those that the names select (layers_to_transform: {layers})")

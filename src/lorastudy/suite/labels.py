@@ -95,6 +95,9 @@ def _last_part(path: Any) -> str:
     return text
 
 
+#: Begins the words for weights that train beside an adapter. These words follow those of its method.
+_WITH = "with "
+_BIASES = {"all": "all biases", "lora_only": "biases"}
 #: Keys that together make the method; their words come first and without a comma: `DoRA r=16`.
 _METHOD_WORDS: Mapping[str, Word] = {
     "method": _method,
@@ -102,6 +105,9 @@ _METHOD_WORDS: Mapping[str, Word] = {
     "use_rslora": _if_set("rsLoRA"),
     "loraplus_lr_ratio": lambda value: "" if value is None else _loraplus(value),
     "init_lora_weights": _method,
+    "bias": lambda value: "" if value == "none" else _WITH + _BIASES[value],
+    "modules_to_save": lambda value: "" if value is None else _WITH + _modules(value),
+    "trainable_token_indices": lambda value: "" if value is None else f"{_WITH}{len(value)} embeddings",
 }
 #: In the order of a label. An empty text says nothing.
 _WORDS: Mapping[str, Word] = {
@@ -271,9 +277,10 @@ def _label(settings: Settings, keys: Sequence[str], *, with_rate: bool) -> str:
     # The linter's sentences have labels in them and mark code by backticks.
     text = ", ".join(part for part in parts if part).replace("`", "'")
     if any(key in _METHOD_WORDS for key in keys):
-        words = (_METHOD_WORDS[key](getattr(settings, key)) for key in keys if key in _METHOD_WORDS)
-        method = " ".join(dict.fromkeys(word for word in words if word)) or PLAIN_METHOD
-        text = f"{method} {text}".rstrip()
+        words = [_METHOD_WORDS[key](getattr(settings, key)) for key in keys if key in _METHOD_WORDS]
+        own = [word for word in words if word and not word.startswith(_WITH)] or [PLAIN_METHOD]
+        beside = [word for word in words if word.startswith(_WITH)]
+        text = " ".join([*dict.fromkeys(own), *beside, text]).rstrip()
     if not with_rate:
         return text
     rate = f"lr {_rate(settings.learning_rate)}"

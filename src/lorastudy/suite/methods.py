@@ -47,7 +47,13 @@ METHOD_KEYS: Mapping[str, Any] = {
     "init_lora_weights": True,
     "rank_pattern": {},
     "alpha_pattern": {},
+    "bias": "none",
+    "modules_to_save": None,
+    "trainable_token_indices": None,
 }
+
+#: The keys that train weights of the base beside the adapter.
+BESIDE_KEYS = ("bias", "modules_to_save", "trainable_token_indices")
 
 #: The keys of an adapter: its size, its place and its method. Full fine-tuning has none of them.
 ADAPTER_KEYS = (
@@ -148,6 +154,7 @@ def _problems(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
                 "with use_rslora and patterns PEFT cannot turn such an adapter into plain LoRA; remove use_rslora or the patterns"
             ),
         )
+    yield from _problems_beside(arm, quantization=quantization)
     odd = next((rank for _, rank in arm.rank_pattern if rank % 2), None)
     if arm.init_lora_weights == "orthogonal" and odd is not None:
         yield init, f"orthogonal weights need an even rank, and rank_pattern has {odd}; make it even"
@@ -158,6 +165,25 @@ def _problems(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         )
     if values.get("engine") == "packed" and arm.only_in_reference is not None:
         yield "engine", f"packed does not train this arm: {arm.only_in_reference}; set engine: auto"
+
+
+def _problems_beside(arm: "ArmMethod", *, quantization: object) -> Iterator[tuple[str, str]]:
+    """What prevents the training of weights of the base beside the adapter."""
+    for key in BESIDE_KEYS:
+        if getattr(arm, key) == getattr(PLAIN, key):
+            continue
+        if arm.changes_base:
+            yield (
+                key,
+                f"an adapter that starts from the frozen weights ({arm.init_lora_weights}) is saved without it; remove one",
+            )
+        if quantization == "fp16" and key != "trainable_token_indices":
+            yield (
+                key,
+                (
+                    "trains weights of the base, and weights in fp16 cannot train under a loss scale; set quantization: bf16 or fp32"
+                ),
+            )
 
 
 def _problems_of_full(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -243,6 +269,12 @@ class ArmMethod:
     rank_pattern: tuple[tuple[str, int], ...] = ()
     """Module names or regular expressions, as PEFT matches them, each with the rank of its layers."""
     alpha_pattern: tuple[tuple[str, float], ...] = ()
+    bias: str = "none"
+    """Which of the base's biases train: `none`, `all`, or `lora_only`, those of the adapted layers."""
+    modules_to_save: tuple[str, ...] = ()
+    """Modules of the base of which the arm trains a copy and saves it."""
+    trainable_token_indices: tuple[int, ...] = ()
+    """Token ids whose embeddings train."""
     optim: str = "adamw_torch"
     neftune_noise_alpha: float | None = None
 
@@ -257,6 +289,9 @@ class ArmMethod:
             init_lora_weights=values["init_lora_weights"],
             rank_pattern=tuple(values["rank_pattern"].items()),
             alpha_pattern=tuple(values["alpha_pattern"].items()),
+            bias=values["bias"],
+            modules_to_save=tuple(values["modules_to_save"] or ()),
+            trainable_token_indices=tuple(values["trainable_token_indices"] or ()),
             **{key: values.get(key, plain) for key, plain in TRAINING_KEYS.items()},
         )
 
@@ -278,7 +313,13 @@ class ArmMethod:
     def is_refused_on_experts(self) -> bool:
         """Whether PEFT does not have the method on weights of experts. It has LoRA+, which is a matter of the optimizer."""
         has_patterns = bool(self.rank_pattern or self.alpha_pattern)
-        return self.use_dora or self.is_lorafa or has_patterns or self.init_lora_weights is not True
+        changes_weights = self.use_dora or self.is_lorafa or self.init_lora_weights is not True
+        return changes_weights or has_patterns or self.is_counted
+
+    @property
+    def is_counted(self) -> bool:
+        """Whether PEFT counts the arm's parameters on the model, since weights of the base train beside the adapter."""
+        return any(getattr(self, key) != getattr(PLAIN, key) for key in BESIDE_KEYS)
 
     @property
     def title(self) -> str:
@@ -298,7 +339,17 @@ class ArmMethod:
         patterns = [key for key in ("rank_pattern", "alpha_pattern") if getattr(self, key)]
         name = "full fine-tuning" if self.is_full else ", ".join(part for part in parts if part) or "LoRA"
         name = ", ".join([name, *(part for part in training if part)])
-        return f"{name} with {' and '.join(patterns)}" if patterns else name
+        added = [*patterns, *self._words_beside()]
+        return f"{name} with {' and '.join(added)}" if added else name
+
+    def _words_beside(self) -> Iterator[str]:
+        """The weights of the base that train beside the adapter."""
+        if self.bias != "none":
+            yield "trained biases" if self.bias == "all" else "trained biases of its layers"
+        if self.modules_to_save:
+            yield f"trained {', '.join(self.modules_to_save)}"
+        if self.trainable_token_indices:
+            yield f"the embeddings of {len(self.trainable_token_indices)} tokens"
 
     @property
     def in_name(self) -> str:
@@ -312,6 +363,9 @@ class ArmMethod:
             str(self.init_lora_weights).replace("_", "-") if self.init_lora_weights is not True else "",
             *(f"r-{pattern}-{rank}" for pattern, rank in self.rank_pattern),
             *(f"alpha-{pattern}-{alpha:g}" for pattern, alpha in self.alpha_pattern),
+            "" if self.bias == "none" else f"bias-{self.bias}",
+            *self.modules_to_save,
+            f"{len(self.trainable_token_indices)}-tokens" if self.trainable_token_indices else "",
         ]
         return "-".join(part for part in parts if part) or "lora"
 

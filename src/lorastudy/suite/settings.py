@@ -49,6 +49,15 @@ Rate = Annotated[float, Field(gt=0, lt=10)]
 
 _INITIAL_WEIGHTS = re.compile(rf"{'|'.join(get_args(InitialWeights))}|pissa_niter_[1-9]\d*")
 
+#: Keys whose lists have no order and no item twice.
+_SETS = (
+    "target_modules",
+    "layers_to_transform",
+    "exclude_modules",
+    "modules_to_save",
+    "trainable_token_indices",
+)
+
 _ALPHA_POLICY = re.compile(r"(?P<factor>\d+(?:\.\d+)?)?r")
 
 
@@ -228,6 +237,24 @@ class AskedSettings(BaseModel):
     alpha_pattern: Mapping[str, Annotated[float, Field(gt=0)]] = Field(
         {}, description="Other numbers of `lora_alpha` for some layers, by keys as in `rank_pattern`."
     )
+    bias: Literal["none", "all", "lora_only"] = Field(
+        "none",
+        description="Train biases of the base too: `all` of them, or `lora_only`, those of the adapted layers. They train in the base's "
+        "precision and are saved with the adapter. In the reference engine.",
+    )
+    modules_to_save: (
+        Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)] | None
+    ) = Field(
+        None,
+        description="Train a copy of these modules whole, such as `[embed_tokens, lm_head]`, and save it with the adapter. It trains in the "
+        "base's precision. A head that shares its weights with the embeddings no longer does so. In the reference engine.",
+    )
+    trainable_token_indices: (
+        Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None
+    ) = Field(
+        None,
+        description="Train the embeddings of these token ids, and of no others. A head that shares them follows. In the reference engine.",
+    )
 
     # --- precision and memory -------------------------------------------------------------------------
     quantization: Quantization = Field(
@@ -319,12 +346,12 @@ class AskedSettings(BaseModel):
     def _whole_numbers_are_numbers(cls, value: object) -> object:
         return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
-    @field_validator("target_modules", "layers_to_transform", "exclude_modules", mode="before")
+    @field_validator(*_SETS, mode="before")
     @classmethod
     def _lists_are_tuples(cls, value: object) -> object:
         return tuple(value) if isinstance(value, list) else value
 
-    @field_validator("target_modules", "layers_to_transform", "exclude_modules")
+    @field_validator(*_SETS)
     @classmethod
     def _lists_are_sets(cls, value: object) -> object:
         return tuple(sorted(set(value))) if isinstance(value, tuple) else value

@@ -287,6 +287,19 @@ class AdapterSize:
     num_saved: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class CountedSize:
+    """The size of what an arm trains, counted by PEFT on the model. Some of it is in the base's precision."""
+
+    num_trainable: int
+    held_bytes: int
+    """Weights beside the base: the adapter, and copies of whole modules. Biases are the base's own."""
+    gradient_bytes: int
+    saved_bytes: int
+    num_beside: int
+    """Parameters of the wrapped model beyond those of the base."""
+
+
 def arm_size(
     layers: Iterable[TargetLayer], *, r: int, method: ArmMethod, num_base_parameters: int
 ) -> AdapterSize:

@@ -426,6 +426,10 @@ def test_check_and_the_plans_of_a_suite_read_its_rows_once(suite, capsys, tmp_pa
             "exclude_modules: [up_proj]",
             "36: experiments[1].exclude_modules: up_proj: matches none of the selected layers",
         ),
+        (
+            "modules_to_save: [embed_token]",
+            "36: experiments[1].modules_to_save: embed_token: not in this model (did you mean embed_tokens?)",
+        ),
     ],
 )
 def test_an_arm_that_does_not_fit_its_model_is_refused_where_the_file_says_so(suite, capsys, entry, refusal):

@@ -87,7 +87,7 @@ def test_adapters_gradients_and_moments():
     arm = ArmSize(r=4, module_names=("layers.0.q", "layers.0.up"))
     assert num_trainable(SHAPE, arm) == 4 * (64 + 32) + 4 * (32 + 96)
     assert adapter_bytes(896) == gradient_bytes(896) == 3584
-    assert optimizer_bytes(896, footprint=footprint()) == 2 * 3584
+    assert optimizer_bytes(896, beside=2 * 3584, footprint=footprint()) == 2 * 3584
 
 
 def test_slack_is_half_of_the_rounding_on_cuda_and_nothing_on_a_cpu():

@@ -43,10 +43,16 @@ def test_trl_gets_what_peft_and_transformers_accept(arm_of, tmp_path):
     arm = arm_of(
         lora_alpha="2r", use_rslora=True, lora_dropout=0.1, learning_rate=3e-4, lr_scheduler_type="cosine", warmup_ratio=0.03,
         max_steps=205, gradient_accumulation_steps=4, quantization="4bit", rank_pattern={"down_proj": 4},
+        modules_to_save=("lm_head",), trainable_token_indices=(3, 7),
     )  # fmt: skip
     found = calls(training_configuration(arm, "trl"))
     config = LoraConfig(**found["LoraConfig"])
     assert (config.r, config.lora_alpha, config.use_rslora, config.lora_dropout) == (8, 16, True, 0.1)
+    assert (config.bias, config.modules_to_save, config.trainable_token_indices) == (
+        "none",
+        ["lm_head"],
+        [3, 7],
+    )
     assert (config.target_modules, config.rank_pattern) == ({"k_proj", "q_proj"}, {"down_proj": 4})
     arguments = found["SFTConfig"]
     assert arguments.pop("max_length") == 512

@@ -72,6 +72,23 @@ def test_an_optimizer_and_noise_are_part_of_an_arm_and_leave_old_ids_alone(write
     assert noisy.settings.arm_method.title == "LoRA, NEFTune (alpha 5)"
 
 
+def test_weights_of_the_base_that_train_too_are_part_of_an_arm_in_any_order(write: Write) -> None:
+    entries = "[{name: a}, {name: b, bias: all}, {name: c, modules_to_save: [lm_head, embed_tokens]}, {name: d, trainable_token_indices: [9, 3]}]"
+    plain, *others = experiments_of(write(f"{HEAD}experiments: {entries}\n"))
+    assert len({plain.id, *(each.id for each in others)}) == len({each.pack_key for each in others}) + 1 == 4
+    at_defaults = "{name: a, bias: none, modules_to_save: null, trainable_token_indices: null}"
+    turned = "{name: c, modules_to_save: [embed_tokens, lm_head, lm_head]}"
+    said, parts = experiments_of(write(f"{HEAD}experiments: [{at_defaults}, {turned}]\n"))
+    assert (said.id, parts.id) == (plain.id, others[1].id)
+    assert [each.settings.arm_method.title for each in others] == [
+        "LoRA with trained biases", "LoRA with trained embed_tokens, lm_head", "LoRA with the embeddings of 2 tokens",
+    ]  # fmt: skip
+    labels = arm_labels({each.arm: each.settings for each in (plain, *others)})
+    assert list(labels.values()) == [
+        "LoRA", "LoRA with all biases", "LoRA with embed_tokens,lm_head", "LoRA with 2 embeddings",
+    ]  # fmt: skip
+
+
 def test_at_the_top_in_an_entry_and_under_factors_a_method_is_the_same(write: Write) -> None:
     texts = (
         f"{HEAD}method: dora\nexperiments:\n  - lora_rank: 16\n",
@@ -125,6 +142,12 @@ def test_arms_of_factors_are_named_by_their_method(write: Write) -> None:
         ("dora: true", "unknown key (did you mean use_dora?)"),
         ("loraplus_ratio: 4", "unknown key (did you mean loraplus_lr_ratio?)"),
         ("loraplus_lr_ratio: 0.5", "must be a number of at least 1"),
+        ("bias: lora", "(did you mean lora_only?)"),
+        ("method: pissa, modules_to_save: [lm_head]", "starts from the frozen weights (pissa) is saved without it; remove one"),
+        ("bias: all, quantization: fp16", "weights in fp16 cannot train under a loss scale; set quantization: bf16 or fp32"),
+        ("method: full, bias: all", "is a key of adapters"),
+        ("bias: all, engine: packed", "packed does not train this arm: PEFT trains LoRA with trained biases"),
+        ("trainable_token_indices: [-1]", "trainable_token_indices"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused_with_its_place_and_the_way_out(
