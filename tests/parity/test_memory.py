@@ -143,6 +143,7 @@ METHODS = [
     ("llama", "fp32", ArmMethod(use_dora=True)),
     ("qwen2", "bf16", ArmMethod(use_dora=True)),
     ("llama", "4bit", ArmMethod(use_dora=True)),
+    ("llama", "4bit", ArmMethod(init_lora_weights="loftq")),
     ("llama", "fp32", ArmMethod(loraplus_lr_ratio=16.0)),
     ("llama", "fp32", ArmMethod(is_lorafa=True)),
     ("llama", "fp32", ArmMethod(init_lora_weights="orthogonal")),

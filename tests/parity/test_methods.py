@@ -8,16 +8,26 @@ from dataclasses import replace
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import (
+    LoraConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    replace_lora_weights_loftq,
+)
 from peft.optimizers import create_lorafa_optimizer, create_loraplus_optimizer
+from safetensors.torch import load_file
 
 import tiny
 from lorastudy.engine.arms import initial_lora_A, stream_seed
 from lorastudy.engine.batch import assemble
+from lorastudy.engine.loading import load_base
 from lorastudy.engine.peft_model import LoadedAdapter
+from lorastudy.engine.quantised import frozen_weight_OD
 from lorastudy.engine.reference import ReferenceEngine
 from lorastudy.errors import ModelError
 from lorastudy.suite.methods import PLAIN, ArmMethod
+from lorastudy.suite.settings import Settings
 from lorastudy.suite.targets import resolve_targets
 from parity.test_peft import losses_of_training, row_steps
 
@@ -201,6 +211,46 @@ def test_a_saved_adapter_is_scored_with_what_trained_beside_it_and_leaves_the_ba
     other = tiny.make_base("llama" if name == "bias all" else "qwen2", hidden_size=32)
     with pytest.raises(ModelError, match="made for another base model"):
         LoadedAdapter(other, tmp_path / "saved")
+
+
+def test_loftq_starts_as_pefts_own_function_and_closer_to_the_weights_before_quantisation(
+    tmp_path, monkeypatch
+):
+    folder = tiny.save_base(tmp_path / "base")
+    base = load_base(
+        Settings.model_validate({"base_model": str(folder), "quantization": "4bit"}), device=tiny.CPU
+    )
+    arm = make_arm(base, ArmMethod(init_lora_weights="loftq"), lora_alpha=4.0)
+    steps = tiny.make_steps(3)
+    with tiny.opened(ReferenceEngine(base, [arm])) as engine:
+        engine.save_adapter(arm, tmp_path / "initial")
+        engine.train(steps, on_step=tiny.Log())
+        engine.save_adapter(arm, tmp_path / "trained")
+        scores = engine.score(steps[0][0]).nll_KM
+    with tiny.opened(LoadedAdapter(base, tmp_path / "trained")) as loaded:
+        assert torch.equal(loaded.score(steps[0][0]).nll_KM, scores)
+    plain = LoraConfig(
+        r=4, lora_alpha=4, target_modules=["q_proj", "k_proj", "v_proj", "o_proj"], task_type="CAUSAL_LM"
+    )
+    model = get_peft_model(base.model, plain)
+    to = torch.Tensor.to
+
+    def on_cpu(tensor, *args, **kwargs):  # PEFT's function computes on "cuda"
+        return to(tensor, *args, **{**kwargs, **({"device": "cpu"} if "device" in kwargs else {})})
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.Tensor, "to", on_cpu)
+        replace_lora_weights_loftq(model, model_path=str(folder))
+    theirs = get_peft_model_state_dict(model)
+    model.unload()
+    ours = load_file(tmp_path / "initial" / "adapter_model.safetensors")
+    assert ours.keys() == theirs.keys()
+    assert max((ours[key] - theirs[key]).abs().max() for key in ours) <= 1e-6
+    weights = load_file(folder / "model.safetensors")
+    for name in arm.module_names:
+        lost = weights[f"{name}.weight"] - frozen_weight_OD(base.linear_layers[name], dtype=torch.float32)
+        lora_A, lora_B = (ours[f"base_model.model.{name}.lora_{part}.weight"] for part in "AB")
+        assert (lost - lora_B @ lora_A).norm() < 0.9 * lost.norm()
 
 
 @pytest.mark.parametrize(("architecture", "name", "engine_name"), GRID)

@@ -362,7 +362,7 @@ def _count_reference(
     One arm trains at a time. The loss begins where the labels' logits are there, and counts as part of the backward
     pass.
     """
-    from lorastudy.engine import full_fine_tuning, optimizers, reference
+    from lorastudy.engine import full_fine_tuning, initial_weights, optimizers, reference
     from lorastudy.engine.peft_model import DORA_LAYERS
 
     (arm,) = arms
@@ -374,6 +374,7 @@ def _count_reference(
         stack.enter_context(_replaced(torch.amp.GradScaler, "_maybe_opt_step", by=_always_step))
         stack.enter_context(optimizers.paged_elsewhere(arm))
         stack.enter_context(_replaced(DORA_LAYERS, "dequantize_module_weight", by=_undrawn_weight))
+        stack.enter_context(_replaced(initial_weights, "_weights_in_files", by=_no_weights))
         # PEFT moves adapters to the base's device and precision, then back to fp32. Under META they start there.
         with META, _replaced(nn.Module, "to", by=lambda module, *_, **__: module):
             kind = full_fine_tuning.FullFineTuning if arm.method.is_full else reference.ReferenceEngine
@@ -535,6 +536,11 @@ def _undrawn_weight(layer: nn.Module) -> Tensor:
         return weight
     inputs, outputs = features(layer)
     return torch.empty(outputs, inputs, dtype=torch.bfloat16, device=META)
+
+
+def _no_weights(*_: object) -> dict[str, Tensor]:
+    """No files of weights are read to count memory. LoftQ's initial weights have the size of plain ones."""
+    return {}
 
 
 def _undrawn_mask(_: SlotDropout, x_GND: Tensor, **__: object) -> Tensor:

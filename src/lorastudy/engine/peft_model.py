@@ -53,6 +53,7 @@ from lorastudy.engine.loading import BaseModel, num_embeddings
 from lorastudy.engine.optimizers import optimizer_of
 from lorastudy.engine.padded_forward import greedy_answers, label_logits
 from lorastudy.errors import ModelError, first_line
+from lorastudy.suite.methods import LOFTQ
 from lorastudy.suite.targets import CountedSize
 from lorastudy.suite.wording import did_you_mean
 
@@ -76,7 +77,8 @@ def lora_config(arm: TrainingArm, *, base: BaseModel, parameters: Sequence[str] 
     """
     modules, own = targets_in_config(arm.module_names, base=base)
     wrapped = sorted({*own, *parameters})
-    initial_weights: Any = arm.method.init_lora_weights  # PEFT's type does not have pissa_niter_N
+    # PEFT's type does not have pissa_niter_N. Its loftq quantises by itself; here the base is quantised already.
+    initial_weights: Any = True if arm.method.init_lora_weights == LOFTQ else arm.method.init_lora_weights
     bias: Any = arm.method.bias
     return LoraConfig(
         r=arm.r,

@@ -49,7 +49,7 @@ def keep_trainable_on_cpu(model: nn.Module) -> None:
     """
     module: Any
     for module in model.modules():
-        if _is_4bit(module):
+        if is_4bit(module):
             module.support_avx512bf16_for_cpu = False
 
 
@@ -64,7 +64,7 @@ def depends_on_rows(layer: nn.Module) -> bool:
     A `Linear8bitLt` mixes rows (`feels_other_rows`). A `Linear4bit` without gradients has one kernel for few rows and
     another for many. `frozen_output` dequantises the weight instead, always.
     """
-    return _is_4bit(layer) or feels_other_rows(layer)
+    return is_4bit(layer) or feels_other_rows(layer)
 
 
 def frozen_output(layer: Any, x: Tensor, *, num_arms: int, sizes_K: Sequence[int] | None = None) -> Tensor:
@@ -72,7 +72,7 @@ def frozen_output(layer: Any, x: Tensor, *, num_arms: int, sizes_K: Sequence[int
 
     `sizes_K` are the tokens of each arm, (..., T, D), if arms have rows of their own.
     """
-    if _is_4bit(layer):
+    if is_4bit(layer):
         bias = layer.bias.to(x.dtype) if layer.bias is not None else None
         return linear(x, frozen_weight_OD(layer, dtype=x.dtype), bias_O=bias)
     if feels_other_rows(layer):
@@ -87,7 +87,7 @@ def frozen_output(layer: Any, x: Tensor, *, num_arms: int, sizes_K: Sequence[int
 def frozen_weight_OD(layer: Any, *, dtype: torch.dtype) -> Tensor:
     """The layer's weight as (outputs, inputs), dequantised where it is quantised."""
     weight: Any = layer.weight
-    if _is_4bit(layer):
+    if is_4bit(layer):
         weight_OD: Tensor = _bitsandbytes().functional.dequantize_4bit(weight.data, weight.quant_state)
         return weight_OD.to(dtype)
     if feels_other_rows(layer):
@@ -181,7 +181,8 @@ def tensors_of(layer: Any) -> list[Tensor]:
     return own
 
 
-def _is_4bit(layer: nn.Module) -> bool:
+def is_4bit(layer: nn.Module) -> bool:
+    """Whether bitsandbytes holds the layer's weight in 4 bits."""
     return _is_of(layer, "Linear4bit")
 
 

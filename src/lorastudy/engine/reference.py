@@ -1,14 +1,13 @@
 """The reference engine: PEFT and a plain loop, one arm after another.
 
 Tests compare the packed engine with it, and it trains models that the packed engine does not support. All its
-computations are those of torch, transformers or peft. Only the initial weights of the adapters come from
-`initial_lora_A`, so that both engines start from the same weights.
+computations are those of torch, transformers or peft. Only the initial weights of the adapters are made here
+(`initial_weights`), so that both engines start from the same weights.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +25,10 @@ from lorastudy.engine.arms import (
     StepResult,
     TokenScores,
     TrainingArm,
-    initial_lora_A,
     stream_seed,
 )
 from lorastudy.engine.batch import ArmBatches, Batch, MicroBatch
+from lorastudy.engine.initial_weights import initial_weights
 from lorastudy.engine.loading import BaseModel
 from lorastudy.engine.optimise import INITIAL_SCALE, SMALLEST_SCALE
 from lorastudy.engine.optimizers import restore_state, saved_state, state_keys
@@ -48,7 +47,7 @@ from lorastudy.engine.peft_model import (
     wrap,
 )
 from lorastudy.protocol.records import ArmStep
-from lorastudy.suite.targets import TargetLayer
+from lorastudy.suite.methods import LOFTQ
 
 
 class ArmTrainer:
@@ -202,9 +201,8 @@ class ReferenceEngine:
         self._initial = initial_state(self._model) if self._own_weights else {}
         self._idle = {name: self._parameters_of_others(name) for name in self._names}
         for adapter_name, arm in self._names.items():
-            if arm.method.init_lora_weights is True:  # otherwise PEFT has made them
-                weights = _initial_weights(arm, base.targets_by_name)
-                set_weights(self._model, weights, adapter_name=adapter_name)
+            if arm.method.init_lora_weights in {True, LOFTQ}:  # otherwise PEFT has made them
+                set_weights(self._model, initial_weights(arm, base=base), adapter_name=adapter_name)
             for parameter in self._idle[adapter_name]:
                 parameter.data.zero_()
         self._model.eval()
@@ -440,22 +438,6 @@ def _kept_weights(base: BaseModel, arms: Sequence[TrainingArm]) -> dict[str, Ten
         weight = base.linear_layers[name].get_parameter("weight")
         kept[name], weight.data = weight.data, weight.data.clone()
     return kept
-
-
-def _initial_weights(arm: TrainingArm, layers: Mapping[str, TargetLayer]) -> dict[str, tuple[Tensor, Tensor]]:
-    """The same initial weights as in the packed engine. Each expert has its own stream; their matrices are stacked."""
-    weights: dict[str, tuple[Tensor, Tensor]] = {}
-    for name in arm.module_names:
-        layer, rank = layers[name], arm.method.rank_of(name, r=arm.r)
-        streams = (
-            [f"{name}.{number}" for number in range(layer.num_experts)] if layer.is_parameter else [name]
-        )
-        lora_A = [
-            initial_lora_A(replace(arm, r=rank), module_name=stream, in_features=layer.in_features)
-            for stream in streams
-        ]
-        weights[name] = torch.cat(lora_A), torch.zeros(layer.out_features, rank * layer.num_experts)
-    return weights
 
 
 def _clip(parameters: Sequence[nn.Parameter], *, max_norm: float) -> float:

@@ -38,6 +38,7 @@ _METHODS = {
     "olora": "OLoRA",
     "gaussian": "gaussian weights",
     "orthogonal": "orthogonal weights",
+    "loftq": "LoftQ",
     "full": "full fine-tuning",
 }
 _OPTIMIZERS = {

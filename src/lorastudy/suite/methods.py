@@ -13,7 +13,16 @@ from typing import Any, Literal, Self
 
 Method = Literal["lora", "rslora", "dora", "loraplus", "lorafa", "pissa", "olora", "full"]
 
-InitialWeights = Literal["gaussian", "orthogonal", "pissa", "olora"]
+InitialWeights = Literal["gaussian", "orthogonal", "pissa", "olora", "loftq"]
+
+#: The initialisation that makes up for quantisation.
+LOFTQ: Literal["loftq"] = "loftq"
+
+#: Initialisations of PEFT that no arm can have, with the reason.
+REFUSED_INITIAL_WEIGHTS: Mapping[str, str] = {
+    "eva": "eva looks at what training rows make of each layer's inputs, and an arm here begins before any row is read",
+    "corda": "corda needs the covariance of each layer's inputs, which PEFT's preprocess_corda gathers in a pass before training",
+}
 
 #: The method that trains the base's own weights.
 FULL: Literal["full"] = "full"
@@ -154,17 +163,35 @@ def _problems(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
                 "with use_rslora and patterns PEFT cannot turn such an adapter into plain LoRA; remove use_rslora or the patterns"
             ),
         )
+    if arm.init_lora_weights == LOFTQ:
+        yield from _problems_of_loftq(arm, quantization=quantization)
     yield from _problems_beside(arm, quantization=quantization)
-    odd = next((rank for _, rank in arm.rank_pattern if rank % 2), None)
-    if arm.init_lora_weights == "orthogonal" and odd is not None:
-        yield init, f"orthogonal weights need an even rank, and rank_pattern has {odd}; make it even"
-    if arm.init_lora_weights == "orthogonal" and values.get("lora_rank", 0) % 2:
-        yield (
-            init,
-            f"orthogonal weights need an even rank, and lora_rank is {values['lora_rank']}; make it even",
-        )
+    if arm.init_lora_weights == "orthogonal":
+        yield from _problems_of_orthogonal(arm, rank=values.get("lora_rank", 0))
     if values.get("engine") == "packed" and arm.only_in_reference is not None:
         yield "engine", f"packed does not train this arm: {arm.only_in_reference}; set engine: auto"
+
+
+def _problems_of_orthogonal(arm: "ArmMethod", *, rank: int) -> Iterator[tuple[str, str]]:
+    key = "init_lora_weights"
+    odd = next((rank for _, rank in arm.rank_pattern if rank % 2), None)
+    if odd is not None:
+        yield key, f"orthogonal weights need an even rank, and rank_pattern has {odd}; make it even"
+    if rank % 2:
+        yield key, f"orthogonal weights need an even rank, and lora_rank is {rank}; make it even"
+
+
+def _problems_of_loftq(arm: "ArmMethod", *, quantization: object) -> Iterator[tuple[str, str]]:
+    if quantization != "4bit":
+        yield (
+            "init_lora_weights",
+            (
+                "loftq makes up for what quantisation took from the weights, and here nothing does; set quantization: 4bit, or "
+                "another initialisation"
+            ),
+        )
+    if arm.use_dora:
+        yield "init_lora_weights", "DoRA's norms would be those of another start than loftq's; remove one"
 
 
 def _problems_beside(arm: "ArmMethod", *, quantization: object) -> Iterator[tuple[str, str]]:
@@ -410,6 +437,7 @@ _INITS = {
     "orthogonal": "orthogonal weights",
     "pissa": "PiSSA",
     "olora": "OLoRA",
+    LOFTQ: "LoftQ",
 }
 
 PLAIN = ArmMethod()

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from lorastudy.errors import StudyError
 from lorastudy.suite.methods import (
     METHOD_KEYS,
+    REFUSED_INITIAL_WEIGHTS,
     TRAINING_KEYS,
     ArmMethod,
     InitialWeights,
@@ -227,7 +228,8 @@ class AskedSettings(BaseModel):
     init_lora_weights: bool | InitialWeights | Annotated[str, Field(examples=["pissa_niter_16"])] = Field(
         default=True,
         description="Initial weights of the adapter, as PEFT makes them. `pissa` and `olora` take a part out of the frozen weights "
-        "and train it; such an adapter is saved as plain LoRA of twice the rank.",
+        "and train it; such an adapter is saved as plain LoRA of twice the rank. `loftq` needs `quantization: 4bit` and starts from "
+        "what quantisation took away; as in PEFT, it does so at a scale of 1, so set `lora_alpha: r`.",
     )
     rank_pattern: Mapping[str, Annotated[int, Field(ge=1, le=4096)]] = Field(
         {},
@@ -400,6 +402,8 @@ class AskedSettings(BaseModel):
     def _initial_weights_are_known(cls, value: object) -> object:
         if value is False:
             raise ValueError("false draws lora_B at random too, which PEFT has for debugging only; remove it")
+        if value in REFUSED_INITIAL_WEIGHTS:
+            raise ValueError(f"{REFUSED_INITIAL_WEIGHTS[str(value)]}; take pissa or olora")
         if isinstance(value, str) and not _INITIAL_WEIGHTS.fullmatch(value):
             raise ValueError(
                 f"{value!r} is not one of true, {', '.join(get_args(InitialWeights))} or pissa_niter_N"
