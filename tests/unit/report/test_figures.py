@@ -177,6 +177,39 @@ def test_names_on_the_frontier_stand_beside_their_points_within_the_chart(figure
     assert all(float(text.split(" ")[2]) == pytest.approx(middle) for text in filters)
 
 
+def test_of_many_points_only_those_on_the_frontier_and_the_named_arm_have_names(figures):
+    figure = figures["efficiency_frontier"]
+    points = [replace(figure.points[0], arm=f"arm {n}", on_frontier=n < 2) for n in range(13)]
+    arms = tuple(point.arm for point in points)
+    many = replace(
+        figure, points=tuple(points), arms=arms, coloured=arms, marked="arm 9", marked_as="for now"
+    )
+    (spec,) = vega_lite_specs(many)
+    named = [row["label"] for row in spec["data"]["values"]]
+    assert [label for label in named if label] == ["arm 0", "arm 1", "arm 9 (for now)"]
+
+
+@pytest.mark.parametrize(("label", "columns"), [("r=1", 4), ("r=16, q,v, lr 2e-4", 1)])
+def test_a_legend_is_as_wide_as_a_phone(figures, label, columns):
+    figure = figures["training_curves"]
+    rows = tuple(replace(row, arm=label) for row in figure.curves)
+    (spec,) = vega_lite_specs(replace(figure, arms=(label,), coloured=(label,), curves=rows))
+    found = {
+        channel["legend"]["columns"]
+        for layer in spec["layer"]
+        for channel in layer["encoding"].values()
+        if "legend" in channel
+    }
+    assert found == {columns}
+
+
+def test_without_intervals_no_bars_are_drawn(figures):
+    figure = figures["pairs"]
+    single = replace(figure, pairs=tuple(replace(row, low=None, high=None) for row in figure.pairs))
+    (before,), (after,) = vega_lite_specs(figure), vega_lite_specs(single)
+    assert len(before["layer"]) - len(after["layer"]) == 1
+
+
 def test_charts_are_the_same_twice(figures, charts):
     assert {name: vega_lite_specs(figure) for name, figure in figures.items()} == charts
 

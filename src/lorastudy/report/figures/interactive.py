@@ -16,6 +16,10 @@ Rows = Sequence[Mapping[str, object]]
 _PAIR_HEIGHT, _VERDICT_ABOVE = 54, 20
 #: Square pixels of the dot of the slowest arm.
 _LARGEST_AREA = 180
+#: Points of a scatter plot that all have their names beside them.
+_MOST_NAMED = 12
+#: Pixels of a legend on a phone, of a letter in it, and of what stands beside a label.
+_LEGEND_WIDTH, _LETTER_WIDTH, _BESIDE_LABEL = 300, 7, 34
 _CONFIG: Mapping[str, Any] = {
     "font": "system-ui, sans-serif",
     "view": {"stroke": None},
@@ -25,7 +29,6 @@ _CONFIG: Mapping[str, Any] = {
         "labelFontSize": 12,
         "titleFontSize": 12,
         "orient": "bottom",
-        "columns": 4,
         "symbolOpacity": 1,
     },
 }
@@ -142,9 +145,10 @@ def _frontier(figure: Figure) -> list[Any]:
         y=y, tooltip=tooltip
     )
     marked = [] if figure.marked is None else [ring.transform_filter("datum.is_marked")]
+    has_intervals = any(point.loss_low is not None for point in figure.points)
     layers = [
         steps.transform_filter("datum.on_frontier"),
-        bars,
+        *([bars] if has_intervals else []),
         dots,
         *marked,
         *_frontier_names(base, rows, y=y),
@@ -156,12 +160,14 @@ def _point_row(point: FrontierPoint, figure: Figure) -> dict[str, object]:
     """The point with its name as the chart shows it, the area of its dot, and its settings as columns of their own."""
     row = {key: value for key, value in vars(point).items() if key != "configuration"}
     is_marked = point.arm == figure.marked
+    # Of more arms than have room for their names, those of the frontier have theirs; the others answer to hover.
+    is_named = is_marked or point.on_frontier or len(figure.points) <= _MOST_NAMED
     slowest = max((each.time for each in figure.points if each.time is not None), default=None)
     share = 0.5 if point.time is None or slowest is None else point.time / slowest
     return {
         **row,
         "is_marked": is_marked,
-        "label": f"{point.arm} ({figure.marked_as})" if is_marked else point.arm,
+        "label": f"{point.arm} ({figure.marked_as})" if is_marked else point.arm if is_named else "",
         "area": _LARGEST_AREA * share,
         **{f"setting_{key}": value for key, value in point.configuration},
     }
@@ -373,7 +379,8 @@ def _pairs(figure: Figure) -> list[Any]:
         x=alt.value("width"), text="verdict:N"
     )
     zero = alt.Chart(_inline([{"at": 0}])).mark_rule(color="black").encode(x=alt.X("at:Q", title=label))
-    layers = [*_margin_band(figure), zero, bars, dots, verdicts]
+    has_intervals = any(row.low is not None for row in figure.pairs)
+    layers = [*_margin_band(figure), zero, *([bars] if has_intervals else []), dots, verdicts]
     return [alt.layer(*layers).properties(height=_PAIR_HEIGHT * len(figure.arms) + 10)]
 
 
@@ -386,9 +393,13 @@ def _legend(figure: Figure) -> tuple[Any, Any]:
     """Each arm in its colour and its dash, with a legend of both."""
     arms = list(figure.arms)
     dashes = [list(dash(figure.place(arm))) or [1, 0] for arm in arms]
+    widest = _LETTER_WIDTH * max(map(len, arms)) + _BESIDE_LABEL
+    legend = alt.Legend(columns=max(1, min(4, _LEGEND_WIDTH // widest)))
     return (
-        alt.Color("arm:N", title="Arm", sort=arms, scale=_scale(figure)),
-        alt.StrokeDash("arm:N", title="Arm", sort=arms, scale=alt.Scale(domain=arms, range=dashes)),
+        alt.Color("arm:N", title="Arm", sort=arms, scale=_scale(figure), legend=legend),
+        alt.StrokeDash(
+            "arm:N", title="Arm", sort=arms, scale=alt.Scale(domain=arms, range=dashes), legend=legend
+        ),
     )
 
 

@@ -115,4 +115,9 @@ def _runs(analysis: Analysis, decision: ArmDecision) -> Tile:
 
 
 def _fairness(analysis: Analysis) -> Tile:
-    return Tile(title="Fairness", value=counts_by_severity(analysis.lint) if analysis.lint else "no breach")
+    if not analysis.lint:
+        return Tile(title="Fairness", value="no breach")
+    counts = counts_by_severity(analysis.lint)
+    if len({finding.severity for finding in analysis.lint}) == 1:
+        return Tile(title="Fairness", value=counts)
+    return Tile(title="Fairness", value=plural(len(analysis.lint), "finding"), note=counts)
