@@ -1,6 +1,7 @@
 """A study from Python, without the command line: loaded, planned, run, resumed, read, analysed and reported."""
 
 import ast
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,6 +13,8 @@ import pytest
 import documents
 import lorastudy as ls
 from here import plans_answered_here, workers_forked_here
+from lorastudy import lab
+from lorastudy.cli.main import main
 from lorastudy.errors import ModelError, StudyError
 from lorastudy.experiments import base_experiment
 from lorastudy.protocol.records import PackStep
@@ -76,6 +79,23 @@ def test_the_frame_has_arms_seeds_settings_scores_and_costs(result: Any) -> None
         assert row["scores.eval.loss"] == one.scores["eval", "loss"].value
         assert row["profile.peak_memory_bytes"] == one.profile.peak_memory_bytes
         assert row["train_seconds"] == one.train_seconds
+
+
+def test_the_command_shows_the_worst_rows_with_their_prompts(result: Any, capsys: Any) -> None:
+    """The row with the highest mean loss comes first, with the prompt at its place in the file."""
+    _, found, _ = result
+    for options in (["--json"], []):
+        with pytest.raises(SystemExit):
+            main(["rows", "--arm", "r=4", "--worst", "2", "--database", found.store, *options])
+    text = capsys.readouterr().out
+    shown, end = json.JSONDecoder().raw_decode(text)
+    items = found.items()
+    means = items[items["label"] == "r=4"].groupby("item")["value"].mean().sort_values(ascending=False)
+    assert [row["row"] - 1 for row in shown["rows"]] == list(means.index[:2])
+    for row in shown["rows"]:
+        place = int(row["where"].removeprefix("lab:facts_eval[").removesuffix("]"))
+        assert row["prompt"] == lab.rows("facts_eval")[place]["prompt"]
+        assert f"held-out {row['row']} ({row['where']})" in text[end:]
 
 
 def test_items_are_those_of_the_score(result: Any) -> None:

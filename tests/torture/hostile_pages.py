@@ -19,7 +19,7 @@ from lorastudy.report.figures.data import study_figures
 from lorastudy.report.html import render_html
 from lorastudy.report.markdown import render_markdown
 from lorastudy.report.read import Studied, without_traces
-from lorastudy.report.sections.answers import AskedRow
+from lorastudy.report.side_by_side import RowOfArms
 from lorastudy.report.write import Part, compose
 from lorastudy.stats.held_out_curves import held_out_curves
 from lorastudy.stats.study import Study, split_studies
@@ -70,7 +70,11 @@ def _part(study: Study, suite: SuiteSummary) -> Part:
     analysis, held_out = analyse(study), held_out_curves(study)
     figures = study_figures(analysis, {}, held_out=held_out)
     text = suite.description
-    answers = (AskedRow(prompt=text, reference=text, answers={analysis.completed[0].arm.name: text}),)
+    answers = (
+        RowOfArms(
+            split="test", row=1, prompt=text, reference=text, answers={analysis.completed[0].arm.name: text}
+        ),
+    )
     return Part(
         studied=Studied(analysis=analysis, suite=suite), figures=figures, held_out=held_out, answers=answers
     )

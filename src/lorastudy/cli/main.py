@@ -14,6 +14,7 @@ from lorastudy.cli.evaluate import evaluate
 from lorastudy.cli.recommend import recommend
 from lorastudy.cli.report import report
 from lorastudy.cli.resume import resume
+from lorastudy.cli.rows import rows
 from lorastudy.cli.run import run
 from lorastudy.cli.store import db, doctor, export, import_results, status
 from lorastudy.cli.suite import demo, suite
@@ -29,7 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for command in (
-    demo, prepare, check, estimate, recommend, run, suite, resume, status, report, best, export, evaluate, doctor,
+    demo, prepare, check, estimate, recommend, run, suite, resume, status, report, best, rows, export, evaluate, doctor,
 ):  # fmt: skip
     app.command()(command)
 app.command("import")(import_results)

@@ -64,6 +64,15 @@ class DataSet:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RowTexts:
+    """A row for a reader: its place, as in `Row.where`, its prompt without any layout, and the rest of its texts."""
+
+    where: str
+    prompt: str
+    reference: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataRows:
     """Some rows of a data set, read and rendered each time they are used."""
 
@@ -93,6 +102,13 @@ class DataRows:
         """The prompts, as text, of the rows with these numbers in the data set."""
         fmt = self.dataset.format
         return (asked_text(read_row(row, fmt)) for row in self._rows(numbers))
+
+    def texts(self) -> Iterator[RowTexts]:
+        """Each row for a reader. They need no model."""
+        for row in self._rows(self.numbers):
+            read = read_row(row, self.dataset.format)
+            reference = "\n".join(read.texts[read.num_prompt_texts :])
+            yield RowTexts(where=row.where, prompt="\n".join(filter(None, read.prompt)), reference=reference)
 
     def _read(self, numbers: Sequence[int]) -> Iterator[Example]:
         keys, fmt = self.dataset.index.keys, self.dataset.format

@@ -12,7 +12,7 @@ from typing import Protocol
 
 import torch
 
-from lorastudy.data.answers import asked_rows, is_match, what_counts
+from lorastudy.data.answers import asked_numbers, is_match, what_counts
 from lorastudy.data.tokenise import TokenRow, answer_text
 from lorastudy.engine.arms import Scorer
 from lorastudy.engine.batch import assemble
@@ -23,8 +23,8 @@ from lorastudy.protocol.records import EXACT_MATCH_VERSION, LOSS_VERSION, Genera
 #: batches stay in the cache: a fifth less time than with four times as many tokens (docs/log.md).
 MAX_SCORED_TOKENS = {"cpu": 1 << 12, "cuda": 1 << 14}
 
-#: Answers per experiment that are stored as evidence.
-NUM_KEPT = 5
+#: Answers per experiment and split that are stored as evidence.
+NUM_KEPT = 100
 
 
 class Evaluator(Protocol):
@@ -150,14 +150,15 @@ class ExactMatch:
         self, scorer: Scorer, rows: Sequence[TokenRow], *, base: BaseModel, split: str
     ) -> Iterator[Score | Generation]:
         """Yield two scores per arm over the first `max_rows` rows with a prompt, and `NUM_KEPT` answers."""
-        asked = asked_rows(
+        numbers = asked_numbers(
             rows,
             max_new_tokens=self.max_new_tokens,
             max_rows=self.max_rows,
             num_positions=num_positions(base.model.config),
         )
-        if not asked:
+        if not numbers:
             return
+        asked = [rows[number] for number in numbers]
         answers = scorer.generate([row.prompt_ids for row in asked], max_new_tokens=self.max_new_tokens)
         for experiment_id, arm_answers in zip(scorer.experiment_ids, answers, strict=True):
             texts = [answer_text(ids, base.tokenizer) for ids in arm_answers]
@@ -175,9 +176,14 @@ class ExactMatch:
                     value=sum(items) / len(items),
                     items=items,
                 )
-            for text, row in zip(texts[:NUM_KEPT], asked, strict=False):
+            for number, row, text in zip(numbers, asked, texts[:NUM_KEPT], strict=False):
                 yield Generation(
-                    experiment_id=experiment_id, prompt=row.prompt_text, reference=row.reference, answer=text
+                    experiment_id=experiment_id,
+                    prompt=row.prompt_text,
+                    reference=row.reference,
+                    answer=text,
+                    split=split,
+                    row=number,
                 )
 
     def _same_answers(self, texts: Sequence[str]) -> tuple[float, ...]:

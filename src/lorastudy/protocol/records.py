@@ -401,6 +401,10 @@ class Generation:
     prompt: str
     reference: str
     answer: str
+    split: str | None = None
+    """As in `Score`. None in stores of an older version, like `row`."""
+    row: int | None = None
+    """Place among the scored rows of the split, from 0, as in the items of its loss."""
 
 
 #: Why a run ended before completion. `pruned` is no failure: racing stopped the run.

@@ -35,7 +35,7 @@ from lorastudy.report.markdown import render_markdown
 from lorastudy.report.numbers import names
 from lorastudy.report.read import Report, Studied, read_report
 from lorastudy.report.row_differences import rows_of_deciding_pair
-from lorastudy.report.sections.answers import AskedRow, answer_blocks, stored_answers
+from lorastudy.report.sections.answers import answer_blocks
 from lorastudy.report.sections.costs import frontier_blocks, incident_blocks, pack_blocks, prediction_blocks
 from lorastudy.report.sections.curves import held_out_blocks
 from lorastudy.report.sections.front import decision_blocks, front_blocks, limit_blocks, run_blocks
@@ -54,6 +54,7 @@ from lorastudy.report.sections.row_by_row import row_blocks
 from lorastudy.report.sections.tiles import key_figures
 from lorastudy.report.sections.tuning import racing_blocks, rate_blocks
 from lorastudy.report.sections.versus import versus_blocks
+from lorastudy.report.side_by_side import RowOfArms, stored_answers
 from lorastudy.stats.held_out_curves import HeldOutCurve, held_out_curves
 from lorastudy.stats.study import give_the_same_bits
 from lorastudy.stats.summary import CurvePoint, bin_width, mean_curve
@@ -70,7 +71,7 @@ class Part:
     figures: tuple[Figure, ...]
     held_out: Mapping[str, HeldOutCurve]
     """The held-out loss during training, by arm, of those that were scored on the way."""
-    answers: tuple[AskedRow, ...] = ()
+    answers: tuple[RowOfArms, ...] = ()
     """Stored prompts with their answers, if the report is to have them."""
 
     @property

@@ -21,7 +21,7 @@ from sqlalchemy import (
 
 #: The revision of these tables. A test keeps it equal to the newest file in `migrations/versions`. It is written here
 #: so that neither a new nor a current store needs alembic.
-HEAD_REVISION = "r0004"
+HEAD_REVISION = "r0005"
 
 #: Revisions of stores from before the first release. Their run folders can be rebuilt; the stores are not read.
 UNRELEASED_REVISIONS = tuple(f"{number:04}" for number in range(1, 10))
@@ -220,6 +220,8 @@ generations = Table(
     Column("prompt", Text, nullable=False),
     Column("reference", Text, nullable=False),
     Column("answer", Text, nullable=False),
+    Column("split", Text, comment="NULL in rows of an older version, as the next column"),
+    Column("row", BigInteger, comment="place among the scored rows of the split, from 0"),
     _hash(),
     _of_a_run(),
 )

@@ -11,7 +11,7 @@ import tiny
 from lorastudy.data.answers import is_match
 from lorastudy.engine.arms import TokenScores
 from lorastudy.evaluation import evaluator
-from lorastudy.evaluation.evaluator import NUM_KEPT, CompletionLoss, ExactMatch, in_parts
+from lorastudy.evaluation.evaluator import CompletionLoss, ExactMatch, in_parts
 from lorastudy.protocol.records import Generation, Score
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -233,13 +233,14 @@ def test_answers_in_which_a_pattern_finds_nothing_are_the_same_only_where_their_
     assert same.items == items
 
 
-def test_only_the_first_rows_are_asked_and_a_few_answers_are_kept():
+def test_only_the_first_rows_are_asked_and_a_limited_number_of_answers_is_kept(monkeypatch):
+    monkeypatch.setattr(evaluator, "NUM_KEPT", 5)
     scorer = Parrot([5], [6])
     rows = rows_with(["w5"] * 9)
     scores, generations = evaluate_match(scorer, rows, max_rows=7)
     assert scorer.asked == [row.prompt_ids for row in rows[:7]]
     assert len(scores["first"].items) == 7
-    assert len(generations) == 2 * NUM_KEPT
+    assert [(one.split, one.row) for one in generations] == 2 * [("eval", row) for row in range(5)]
 
 
 def test_rows_that_ask_nothing_are_left_out():
@@ -248,8 +249,9 @@ def test_rows_that_ask_nothing_are_left_out():
     rows[0] = replace(rows[0], prompt_ids=(), prompt_text="")
     rows[2] = replace(rows[2], prompt_ids=(2,), prompt_text="")
     scorer = Parrot([5], [6])
-    scores, _ = evaluate_match(scorer, rows, max_rows=2)
+    scores, generations = evaluate_match(scorer, rows, max_rows=2)
     assert scorer.asked == [rows[1].prompt_ids, rows[3].prompt_ids]
+    assert [one.row for one in generations] == [1, 3, 1, 3]  # places among all scored rows
     assert scores["first"].items == (1.0, 1.0)
 
 

@@ -6,12 +6,12 @@ from lorastudy.analysis.overview import Analysis
 from lorastudy.report.document import Block, Cell, Figure, Heading, Paragraph, Table, TableColumn
 from lorastudy.report.numbers import count, number, signed
 from lorastudy.report.row_differences import RowDifference, RowsOfPair
+from lorastudy.report.side_by_side import SPLIT_WORDS
 from lorastudy.stats.summary import Metric
 
 #: Rows that are shown at either end.
 _AT_EITHER_END = 5
 _DECIMALS = 3
-_SPLITS = {"eval": "held-out", "test": "test"}
 
 
 def row_blocks(
@@ -24,7 +24,7 @@ def row_blocks(
     ends = _ends(rows.rows)
     text = (
         f"{analysis.primary.title} of {arm} minus {other} on each of {count(len(rows.rows))} "
-        f"{_SPLITS.get(rows.split, rows.split)} rows, means over {rows.pair.n} seeds. {_counts(rows, analysis.primary)} "
+        f"{SPLIT_WORDS.get(rows.split, rows.split)} rows, means over {rows.pair.n} seeds. {_counts(rows, analysis.primary)} "
         f"The table has the rows on which {arm} does worst against {other}, then those on which it does best."
     )
     unit = f" ({analysis.primary.unit})" if analysis.primary.unit else ""

@@ -39,10 +39,10 @@ def versus_blocks(analysis: Analysis, *, level: int) -> list[Block]:
     return [Shown(on_page=(heading, Paragraph((text,)), versus))]
 
 
-def two_arms(analysis: Analysis) -> tuple[str, str]:
-    """The arm that the study names, and the reference, or if that is the same arm the first other one."""
+def two_arms(analysis: Analysis, arm: str | None = None) -> tuple[str, str]:
+    """The arm, by default the one that the study names, and the reference, or if that is the same arm the first other one."""
     arms = [summary.arm.name for summary in analysis.completed]
-    named = decide(analysis).arm or arms[0]
+    named = arm or decide(analysis).arm or arms[0]
     reference = [] if analysis.reference is None else [analysis.reference.name]
     return named, next((arm for arm in [*reference, *arms] if arm != named), named)
 
