@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test quick offline check slow smoke-oldest bench torture lab-base docs clean
+.PHONY: demo test quick offline check slow smoke-oldest bench torture lab-base docs docs-site clean
 
 demo: $(INSTALLED)
 	$(BIN)/lorastudy demo
@@ -48,6 +48,12 @@ docs: $(INSTALLED)
 	$(BIN)/python -m lorastudy.suite.schema --write docs/suite-file.md
 	$(BIN)/python docs/generate.py
 
+# The documents as a site, in build/site, with tools of its own in .venv-docs. A link that leads nowhere is an error.
+docs-site:
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check -r docs/requirements-site.txt
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet
+
 # Measures speed and growth on this machine, and brings the tables up to date. With
 #     make bench MODEL=<folder of a causal LM> DATA=<Alpaca rows> BASELINE=<script>
 # also the rows on a model of your own, against a sequential baseline of your own; OPTIONS goes to the program.
@@ -67,4 +73,4 @@ $(INSTALLED): requirements.txt pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-oldest build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-oldest .venv-docs build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -104,8 +104,8 @@ def pages(root: Path) -> list[Path]:
 
 #: Follows the name of a study whose arms are called by their labels, as a report does. The other blocks find arms by name.
 _AS_A_REPORT = " as a report"
-_IN_README = frozenset({"demo", "alpaca_rank_and_rate"})
-_WITH_LABELS = _IN_README | set(method_claims.STUDIES)
+_FIRST_STUDIES = frozenset({"demo", "alpaca_rank_and_rate"})
+_WITH_LABELS = _FIRST_STUDIES | set(method_claims.STUDIES)
 
 
 def wanted_files(root: Path) -> dict[Path, str]:
@@ -154,7 +154,7 @@ def filled(text: str, *, analyses: Mapping[str, Analysis], page: Path, root: Pat
 
 def _demo_figure_block(analyses: Mapping[str, Analysis], _: Path) -> str:
     figure = demo_figure(analyses["demo"])
-    return f"![{figure.alt}](docs/images/demo.svg)\n\n*{figure.title}.* {figure.caption}"
+    return f"![{figure.alt}](images/demo.svg)\n\n*{figure.title}.* {figure.caption}"
 
 
 def _summary_block(name: str) -> "Block":

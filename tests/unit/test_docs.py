@@ -70,11 +70,11 @@ def test_generated_parts_are_up_to_date(generate: ModuleType) -> None:
 def test_a_typed_number_in_a_generated_block_is_noticed_and_written_over(
     generate: ModuleType, copy_of_documents: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    page = copy_of_documents / "README.md"
+    page = copy_of_documents / "docs" / "results.md"
     before = page.read_text(encoding="utf-8")
     page.write_text(before.replace(" ± ", " ± 9", 1), encoding="utf-8")
     assert generate.main(["--check"], root=copy_of_documents) == 1
-    assert capsys.readouterr().out == "README.md is not up to date: run `make docs`\n"
+    assert capsys.readouterr().out == "docs/results.md is not up to date: run `make docs`\n"
     assert generate.main([], root=copy_of_documents) == 0
     assert page.read_text(encoding="utf-8") == before
 
@@ -89,7 +89,7 @@ def test_other_measurements_make_other_pages_and_another_figure(
     path.write_text(json.dumps(body), encoding="utf-8")
     wanted = generate.wanted_files(copy_of_documents)
     stale = {p.name for p, text in wanted.items() if p.read_text(encoding="utf-8") != text}
-    assert stale == {"README.md", "demo.svg"}
+    assert stale == {"results.md", "demo.svg"}
 
 
 def test_measurements_of_another_suite_than_the_shipped_one_are_noticed(
