@@ -92,6 +92,6 @@ def _trained(chosen: "ChosenAdapter", folder: Path, *, tracker: "ExperimentTrack
 
 def _configuration(arm: "TrainedArm") -> "dict[str, object]":
     """The settings that make the arm: those of its method, and what a reader looks for first."""
-    from lorastudy.planning.recommendation import shown_settings
+    from lorastudy.planning.recommendation_request import shown_settings
 
     return {**shown_settings(arm.settings), "seed": arm.seed}

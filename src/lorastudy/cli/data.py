@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from lorastudy.cli.options import AsJson, Config, SuiteFile
 from lorastudy.cli.terminal import say, shown
@@ -191,8 +192,20 @@ def _shortened(text: str) -> str:
     return f"{shown(text[:_NUM_CHARACTERS_SHOWN])} [... {len(text) - _NUM_CHARACTERS_SHOWN} more characters]"
 
 
+class _PreviewByDefault(TyperGroup):
+    """`lorastudy data FILE` is `lorastudy data preview FILE`."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command of the first word, or `preview` for a word that ends as a suite file does."""
+        is_file = Path(args[0]).suffix in {".yaml", ".yml"}
+        return super().resolve_command(ctx, ["preview", *args] if is_file else args)
+
+
 data = typer.Typer(
-    name="data", help="Show a suite's rows as the base model will see them.", no_args_is_help=True
+    cls=_PreviewByDefault,
+    name="data",
+    help="Show a suite's rows as the base model will see them.",
+    no_args_is_help=True,
 )
 
 

@@ -111,7 +111,7 @@ def _refuse(*, hours: float | None, margin: float | None) -> None:
 
 def _show(console: "PlainConsole", answered: "AnsweredRequest", *, budget: "MemoryBudget") -> None:
     """Print everything as text."""
-    from lorastudy.planning.recommendation import shown_settings
+    from lorastudy.planning.recommendation_request import shown_settings
     from lorastudy.report.numbers import size
 
     answer = answered.recommendation
@@ -120,6 +120,11 @@ def _show(console: "PlainConsole", answered: "AnsweredRequest", *, budget: "Memo
     console.print(f"for: {_subject(answered.request)}\n")
     for key, value in shown_settings(answer.candidate.settings).items():
         console.print(f"  {key}: {value if isinstance(value, str) else json.dumps(value)}")
+    if answer.analysis is not None:
+        console.print(f"\nthe study that answers: {answer.analysis.study.suite_name}")
+    _show_list(
+        console, "changed from the suite file", lines=answered.request.unlike_suite(answer.candidate.settings)
+    )
     _show_list(console, "because", lines=answered.because)
     _show_list(console, "expected", lines=(_expected(answer),))
     _show_needs(console, answer.candidate, budget=budget, device=answered.device)

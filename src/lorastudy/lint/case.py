@@ -260,7 +260,7 @@ class Rule:
     find: Callable[[Case], Iterator[Breach]]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class LintFinding:
     """One breach with the words of its rule: everything that a page or a program shows."""
 
@@ -272,6 +272,12 @@ class LintFinding:
     why: str
     source: str
     change: str
+
+    def __str__(self) -> str:
+        return f"{self.code} {self.severity}: {self.title} ({', '.join(self.arms)}): {self.found}"
+
+    def __repr__(self) -> str:
+        return f"<{self.code} {self.severity}: {self.title}>"
 
 
 #: Of more arms than this, only the first few are named, with their number.

@@ -147,7 +147,12 @@ def _time(plan: "StudyPlan") -> Iterator[str]:
     if len(known) < len(seconds):
         file = str(plan.suite.path or "FILE")
         command = shlex.join(["lorastudy", "estimate", "--suite", file, "--calibrate"])
-        yield f"training time: not known until a few steps are timed here: {command}"
+        part = (
+            f"about {duration(sum(known))} for {len(known)} of {len(seconds)} packs; that of the others is "
+            if known
+            else ""
+        )
+        yield f"training time: {part}not known until a few steps are timed here: {command}"
         return
     total = sum(known)
     words = f"about {duration(total)} for these packs, one after another"

@@ -29,7 +29,12 @@ from lorastudy.planning.literature import (
 )
 from lorastudy.planning.memory import ModelShape, base_weight_bytes, config_folder, quantisation_bytes
 from lorastudy.planning.predictions import use_stored_times
-from lorastudy.planning.recommendation_request import RecommendationRequest, for_a_reader, judged_by
+from lorastudy.planning.recommendation_request import (
+    RecommendationRequest,
+    for_a_reader,
+    judged_by,
+    shown_settings,
+)
 from lorastudy.planning.study_plan import plan_configurations
 from lorastudy.planning.suite_facts import check_rows, num_completion_tokens
 from lorastudy.recommend.decision import ArmDecision
@@ -41,17 +46,8 @@ from lorastudy.stats.summary import summarise_arm
 from lorastudy.store import ExperimentTracker
 from lorastudy.store.views import ExperimentResult
 from lorastudy.suite.experiment import Experiment, Sources
-from lorastudy.suite.methods import METHOD_KEYS, without_plain
 from lorastudy.suite.rate_search import as_shown
 from lorastudy.suite.settings import Settings
-
-#: The settings of a configuration that a user copies into a suite file.
-SHOWN_SETTINGS = (
-    "lora_rank", "lora_alpha", "use_rslora", "target_modules", "learning_rate", "quantization",
-    "bnb_4bit_quant_type", "bnb_4bit_use_double_quant", "per_device_train_batch_size",
-    "gradient_accumulation_steps", "gradient_checkpointing", "max_seq_length", "lr_scheduler_type", "max_steps",
-    "num_train_epochs",
-)  # fmt: skip
 
 #: The parts of a decision that name several arms.
 _SEVERAL_ARMS = ("peers", "left_out", "harmed", "not_helped", "no_better_than_guessing")
@@ -99,6 +95,7 @@ class AnsweredRequest:
             "budget_bytes": self.request.budget_bytes,
             "device": self.device,
             "because": list(self.because),
+            "unlike_suite": list(self.request.unlike_suite(answer.candidate.settings)),
             "expected": None if answer.expectation is None else asdict(answer.expectation),
             "runner_up": runner_up
             and {
@@ -120,17 +117,6 @@ def decision_json(decision: ArmDecision, names: Mapping[str, str]) -> dict[str, 
     several = {key: [names.get(arm, arm) for arm in getattr(decision, key)] for key in _SEVERAL_ARMS}
     arm = None if decision.arm is None else names.get(decision.arm, decision.arm)
     return {**asdict(decision), "arm": arm, **several}
-
-
-def shown_settings(settings: Settings) -> dict[str, Any]:
-    """The `SHOWN_SETTINGS` that the configuration has and its keys of a method, as plain JSON values."""
-    values = without_plain(settings.model_dump(mode="json"))
-    is_4bit = values["quantization"] == "4bit"
-    return {
-        key: values[key]
-        for key in (*METHOD_KEYS, *SHOWN_SETTINGS)
-        if values.get(key) is not None and (is_4bit or not key.startswith("bnb"))
-    }
 
 
 def _candidate_json(candidate: Candidate) -> dict[str, Any]:

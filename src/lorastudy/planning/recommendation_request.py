@@ -3,6 +3,7 @@
 Its question, or the store's, judges each study that may answer.
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -19,6 +20,7 @@ from lorastudy.stats.study import DECIDING, Study, set_late
 from lorastudy.store import ExperimentTracker
 from lorastudy.store.views import StatedQuestion
 from lorastudy.suite.base_model import base_model_fingerprint
+from lorastudy.suite.methods import METHOD_KEYS, without_plain
 from lorastudy.suite.question import Question
 from lorastudy.suite.settings import Settings, settings_from_options
 from lorastudy.suite.suite_file import load_suite
@@ -32,6 +34,15 @@ _FILLED = (
 _FIXED = ("quantization", "max_seq_length")
 #: Settings that must have a single value, with the option that selects one.
 _SINGLE = {"base_model": "--base-model", "dataset_path": "--dataset"}
+
+
+#: The settings of a configuration that a user copies into a suite file.
+SHOWN_SETTINGS = (
+    "lora_rank", "lora_alpha", "use_rslora", "target_modules", "learning_rate", "quantization",
+    "bnb_4bit_quant_type", "bnb_4bit_use_double_quant", "per_device_train_batch_size",
+    "gradient_accumulation_steps", "gradient_checkpointing", "max_seq_length", "lr_scheduler_type", "max_steps",
+    "num_train_epochs",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +62,19 @@ class RecommendationRequest:
     """Whether no other suite may answer."""
     question: Question | None = None
     """The suite file's question, if there is a file. It overrides the stored question."""
+    suite_arms: tuple[Settings, ...] = ()
+    """The arms of the suite file, if there is a file."""
+
+    def unlike_suite(self, settings: Settings) -> tuple[str, ...]:
+        """The shown settings that no arm of the suite file has, a line each. The rate may have been searched for."""
+        found = shown_settings(settings)
+        arms = [shown_settings(arm) for arm in self.suite_arms]
+        lines = []
+        for key in found.keys() - {"learning_rate"} if arms else ():
+            stated = dict.fromkeys(_as_text(arm.get(key)) for arm in arms)
+            if _as_text(found[key]) not in stated:
+                lines.append(f"{key}: {_as_text(found[key])}, where the file has {listing(stated)}")
+        return tuple(sorted(lines))
 
     @cached_property
     def base_fingerprint(self) -> str:
@@ -68,6 +92,21 @@ class RecommendationRequest:
         return train_and_eval(self.base).train
 
 
+def shown_settings(settings: Settings) -> dict[str, Any]:
+    """The `SHOWN_SETTINGS` that the configuration has and its keys of a method, as plain JSON values."""
+    values = without_plain(settings.model_dump(mode="json"))
+    is_4bit = values["quantization"] == "4bit"
+    return {
+        key: values[key]
+        for key in (*METHOD_KEYS, *SHOWN_SETTINGS)
+        if values.get(key) is not None and (is_4bit or not key.startswith("bnb"))
+    }
+
+
+def _as_text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
 @dataclass(frozen=True, kw_only=True)
 class RequestedSettings:
     """The part of a request that does not need a memory budget: given and filled-in settings, and the suite."""
@@ -76,6 +115,7 @@ class RequestedSettings:
     suite_name: str | None = None
     is_only: bool = False
     question: Question | None = None
+    suite_arms: tuple[Settings, ...] = ()
 
     def request(self, *, budget_bytes: int, margin: float | None) -> RecommendationRequest:
         """The request with a memory budget."""
@@ -88,6 +128,7 @@ class RequestedSettings:
             suite_name=self.suite_name,
             is_only=self.is_only,
             question=self.question,
+            suite_arms=self.suite_arms,
         )
 
     @cached_property
@@ -116,7 +157,12 @@ def read_request(
         suite = load_suite(file)
         arms = [arm.settings for arm in suite.arms]
         filled = _filled(arms, given, where=str(file))
-        return RequestedSettings(values=filled | dict(given), suite_name=suite.name, question=suite.question)
+        return RequestedSettings(
+            values=filled | dict(given),
+            suite_name=suite.name,
+            question=suite.question,
+            suite_arms=tuple(arms),
+        )
     if suite_name is not None:
         arms = _settings_in_store(suite_name, database=database)
         # Data come from the study itself. `trust_remote_code` in a store is no permission to run code now.

@@ -94,6 +94,7 @@ def test_rows_are_shown_with_their_layout_their_lengths_and_what_is_trained_mark
     out, err = typed("data", "preview", "suite.yaml", "--rows", "2")
     assert err == "reading the rows with the tokenizer of model ...\n"
     assert "\x1b" not in out
+    assert typed("data", "suite.yaml", "--rows", "2") == (out, err)  # the same without the verb
     head, note, legend, _, first, *text = out.splitlines()
     assert head.startswith("train: ")
     assert "1 cut at 64 tokens, 1 more refused, since nothing of the answer is left" in head

@@ -426,6 +426,15 @@ def test_a_suite_file_says_what_to_recommend_for_and_options_come_first(tmp_path
     assert about.request(budget_bytes=1, margin=None).fixed == given
 
 
+def test_what_the_answer_changes_of_the_suite_file_is_said(tmp_path, capsys):
+    """The published rule takes all modules; no arm of the file does."""
+    (tmp_path / "mine.yaml").write_text(SUITE + "target_modules: qv\n", encoding="utf-8")
+    _, told = ended_with(["mine.yaml", "--vram", "1GB"], capsys)
+    changed = told.out.split("changed from the suite file:\n")[1].split("\n\n")[0].splitlines()
+    assert "  target_modules: all, where the file has qv" in changed
+    assert not any(line.startswith(("  max_steps", "  quantization", "  learning_rate")) for line in changed)
+
+
 def test_other_rows_than_the_suite_files_are_cut_by_the_usual_rule(tmp_path):
     (tmp_path / "mine.yaml").write_text(SUITE + "eval_dataset_path: lab:skill_eval\n", encoding="utf-8")
     about = read_request(
@@ -522,10 +531,10 @@ def test_full_fine_tuning_is_recommended_only_where_it_fits_and_as_it_was_measur
     found = answer(stored)
     assert found.name.startswith("full fine-tuning")
     assert (
-        recommendation.shown_settings(found.candidate).items()
+        recommendation.shown_settings(found.candidate.settings).items()
         >= {"method": "full", "quantization": "bf16"}.items()
     )
-    assert "lora_rank" not in recommendation.shown_settings(found.candidate)
+    assert "lora_rank" not in recommendation.shown_settings(found.candidate.settings)
     for other in (answer(stored, budget_bytes=4_000), answer(stored, fixed={"quantization": "4bit"})):
         assert other.candidate.settings.lora_rank == 8
         assert not other.candidate.settings.arm_method.is_full

@@ -9,7 +9,7 @@ import pytest
 from lorastudy.analysis.overview import analyse
 from lorastudy.data import load
 from lorastudy.lint import evidence
-from lorastudy.lint.case import ArmFacts, after_reading, measured_case, planned_case
+from lorastudy.lint.case import ArmFacts, LintFinding, after_reading, measured_case, planned_case
 from lorastudy.lint.lint import RULES, invalidates, invalidations, lint, untuned
 from lorastudy.protocol.records import ArmProfile, DataSummary, RowsRead
 from lorastudy.stats import verdicts
@@ -540,3 +540,11 @@ def test_versions_of_an_added_metric_that_differ_between_arms_are_named(make_res
     (finding,) = [one for one in lint(case) if one.code == "LS504"]
     assert finding.arms == ("old",)
     assert "version 1 of its definition beside 2" in finding.found
+
+
+def test_a_finding_prints_in_one_short_line():
+    finding = LintFinding(
+        code="LS101", title="One rate", severity="warning", arms=("a", "b"), found="one learning rate", why="w", source="s", change="c",
+    )  # fmt: skip
+    assert repr((finding,)) == "(<LS101 warning: One rate>,)"
+    assert str(finding) == "LS101 warning: One rate (a, b): one learning rate"

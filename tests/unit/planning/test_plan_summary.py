@@ -95,6 +95,21 @@ def test_without_timed_steps_the_way_to_time_them_is_named(suite: Suite) -> None
     assert time.endswith("lorastudy estimate --suite s.yaml --calibrate")
 
 
+def test_packs_with_a_known_time_are_added_up_though_others_have_none(tmp_path: Path) -> None:
+    """Six runs in three packs, of which only the first was timed: two runs of 10 s."""
+    text = AUTO.replace("learning_rate: auto", "learning_rate: 1e-3").replace(
+        "arms_per_pack: 5", "arms_per_pack: 2"
+    )
+    (tmp_path / "s.yaml").write_text(text, encoding="utf-8")
+    suite, predicted = load_suite(tmp_path / "s.yaml"), predicting(10.0)
+    first, *others = plan_of(suite, predicted).packs
+    whole = predicted.estimate
+    predicted.estimate = lambda pack: whole(pack) if pack == first else SimpleNamespace(train_seconds=None)
+    (time,) = said(suite, predicted)
+    assert len(others) == 2
+    assert time.startswith("training time: about 20.0 s for 1 of 3 packs; that of the others is not known")
+
+
 def test_the_same_command_times_the_reference_engine(suite: Suite) -> None:
     (_, time) = said(suite, predicting(None, engine="reference"))
     assert time.endswith("lorastudy estimate --suite s.yaml --calibrate")
