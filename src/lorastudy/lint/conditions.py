@@ -142,7 +142,7 @@ def _engine_of(arm: StudyArm) -> str:
 
 def _engine(case: Case) -> Iterator[Breach]:
     apart = _other_than_reference(case, _engine_of)
-    found = "engine: {}, where the arm that they are compared with has {}; memory and time are not comparable, held-out loss is"
+    found = "their engine is {}, that of the arm they are compared with is {}; losses compare, memory and time do not"
     yield from _breach(case, apart, value_of=_engine_of, found=found, severity="warning")
 
 

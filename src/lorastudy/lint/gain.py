@@ -166,8 +166,8 @@ RULES = (
     Rule(
         code="LS305",
         title="Hardly anything learnt",
-        why="arms that stay at the base model's loss do not differ yet: rank or modules make a difference only once there is "
-        "something to hold",
+        why="arms that have learnt next to nothing are alike, whatever their rank and modules, so their comparison says nothing "
+        "about arms that have learnt the task",
         source="Schulman et al., LoRA Without Regret (Thinking Machines, 2025), where all ranks learn alike at first",
         change="train longer (`max_steps`, `num_train_epochs`) or raise the rate (`learning_rate: auto` looks for one)",
         find=_hardly_learnt,

@@ -118,9 +118,11 @@ def _for_trl(arm: TrainedArm) -> str:
         "bf16": settings.quantization not in {"fp16", "fp32"},
         "fp16": settings.quantization == "fp16",
     }
+    checkpointing = _checkpointing(on=arguments.pop("gradient_checkpointing"))
     lines = _comments(_lost(arm, ("loraplus_lr_ratio",)))
     if arm.is_full:
-        lines += ["from trl import SFTConfig", "", _call("args", "SFTConfig", arguments=arguments)]
+        lines += ["from trl import SFTConfig", "", checkpointing]
+        lines += [_call("args", "SFTConfig", arguments=arguments, further="checkpointing")]
         return _text([*lines, f"model = {arm.base_model!r}"])
     lines += ["from peft import LoraConfig", "from trl import SFTConfig"]
     if settings.quantization in {"4bit", "8bit"}:
@@ -129,7 +131,8 @@ def _for_trl(arm: TrainedArm) -> str:
         "",
         f"model = {arm.base_model!r}",
         _call("peft_config", "LoraConfig", arguments=_lora_config(arm)),
-        _call("args", "SFTConfig", arguments=arguments),
+        checkpointing,
+        _call("args", "SFTConfig", arguments=arguments, further="checkpointing"),
     ]
     if settings.quantization in {"4bit", "8bit"}:
         lines += [
@@ -301,9 +304,21 @@ def _plain(value: Any) -> str:
     return json.dumps(dict(value) if isinstance(value, Mapping) else value)
 
 
-def _call(name: str, function: str, *, arguments: Mapping[str, Any]) -> str:
-    """`name = function(...)` with an argument on each line."""
+def _checkpointing(*, on: bool) -> str:
+    """A dict of the argument under the name that the installed TRL has for it.
+
+    transformers 5.23 renamed it, and ignores the old name where the new one has a default.
+    """
+    return (
+        'new, old = "activation_checkpointing", "gradient_checkpointing"\n'
+        f"checkpointing = {{new if hasattr(SFTConfig, new) else old: {on}}}"
+    )
+
+
+def _call(name: str, function: str, *, arguments: Mapping[str, Any], further: str = "") -> str:
+    """`name = function(...)` with an argument on each line, and the dict that `further` names as the last ones."""
     lines = [f"    {key}={value!r}," for key, value in arguments.items()]
+    lines += [f"    **{further},"] if further else []
     return "\n".join([f"{name} = {function}(", *lines, ")"])
 
 

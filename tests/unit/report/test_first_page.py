@@ -20,7 +20,7 @@ from lorastudy.report.sections.front import (
     run_blocks,
 )
 from lorastudy.report.sections.results import comparison_blocks
-from lorastudy.stats.study import set_late, split_studies
+from lorastudy.stats.study import SetLate, set_late, split_studies
 from lorastudy.store.views import StatedQuestion
 from lorastudy.suite.metrics import BUILT_IN
 from lorastudy.suite.question import Margin, Question
@@ -443,6 +443,12 @@ def test_a_metric_that_contradicts_the_primary_one_is_on_the_page(make_result):
     assert told.endswith("Held-out loss decides, as stated.")
     by_match = lines(analyse(tuned_study(results), criterion=Criterion(primary_metric="exact_match")))
     assert any(line.startswith("Held-out loss puts b ahead: 1, a 1.2") for line in by_match)
+    asked = Question(primary_metric="exact_match")
+    late = SetLate(key="primary_metric", first=Question(), now=asked, stated_at="2026-01-03", num_completed=6)
+    changed = lines(
+        analyse(tuned_study(results), criterion=Criterion(primary_metric="exact_match", late=(late,)))
+    )
+    assert any(line.endswith("Exact match decides, which was set when results existed.") for line in changed)
 
 
 def test_training_that_did_harm_is_called_so_and_never_recommended(make_result):

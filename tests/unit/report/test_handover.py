@@ -2,6 +2,8 @@
 
 import ast
 import json
+import sys
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -36,7 +38,10 @@ def calls(code):
     made = [
         node.value for node in tree.body if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call)
     ]
-    return {call.func.id: {each.arg: ast.literal_eval(each.value) for each in call.keywords} for call in made}
+    return {
+        call.func.id: {each.arg: ast.literal_eval(each.value) for each in call.keywords if each.arg}
+        for call in made
+    }
 
 
 def test_trl_gets_what_peft_and_transformers_accept(arm_of, tmp_path):
@@ -57,7 +62,6 @@ def test_trl_gets_what_peft_and_transformers_accept(arm_of, tmp_path):
     arguments = found["SFTConfig"]
     assert arguments.pop("max_length") == 512
     assert arguments.pop("bf16") is True  # refused by transformers on a CPU
-    assert arguments.pop("gradient_checkpointing") is False  # TRL's default is True; transformers renames it
     taken = TrainingArguments(**{**arguments, "output_dir": str(tmp_path)})
     assert (taken.learning_rate, taken.lr_scheduler_type, taken.max_steps, taken.seed) == (
         3e-4,
@@ -68,6 +72,16 @@ def test_trl_gets_what_peft_and_transformers_accept(arm_of, tmp_path):
     assert taken.warmup_steps == 7  # 205 * 0.03 = 6.15, rounded up
     assert (taken.per_device_train_batch_size, taken.gradient_accumulation_steps) == (4, 4)
     assert BitsAndBytesConfig(**found["BitsAndBytesConfig"]).load_in_4bit
+
+
+@pytest.mark.parametrize("name", ["gradient_checkpointing", "activation_checkpointing"])
+def test_trl_gets_checkpointing_under_the_name_that_it_has(arm_of, monkeypatch, name):
+    """TRL's default is True, so a name that is ignored would turn it on."""
+    config = type("SFTConfig", (), {name: True, "__init__": lambda self, **given: vars(self).update(given)})
+    monkeypatch.setitem(sys.modules, "trl", SimpleNamespace(SFTConfig=config))
+    found = {}
+    exec(training_configuration(arm_of(max_steps=5), "trl"), found)
+    assert getattr(found["args"], name) is False
 
 
 def test_axolotl_reads_numbers_as_numbers(arm_of):

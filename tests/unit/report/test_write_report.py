@@ -415,6 +415,20 @@ def test_what_is_missing_is_named(make_result, text_of):
     text = text_of([make_result("a", 0)])
     assert "- Exact match: not measured (set max_generation_samples above 0)." in text
     assert "- Peak memory: not measured." in text
+    assert "- Step time: not measured." in text
+
+
+def test_where_no_step_was_timed_the_report_says_why(rank_study, text_of):
+    hidden = [
+        replace(
+            run,
+            profile=replace(run.profile, step_seconds=None, tokens_per_second=None, step_times_apart=0.23),
+        )
+        for run in rank_study
+    ]
+    assert "- Step time: not measured. Step time unknown, since two measurements of the arm" in text_of(
+        hidden
+    )
 
 
 def test_an_empty_store_says_what_to_run(make_tracker):

@@ -222,12 +222,14 @@ def _harmed(analysis: Analysis) -> Iterator[Text]:
         yield (f"Harm: training made {names(harmed)} worse than the base model, by mean held-out loss.",)
     rest = [arm for arm in arms_with_more_loss(analysis) if arm not in harmed]
     if rest:
-        decides = (
-            "that may be noise"
-            if analysis.primary == LOSS
-            else f"{analysis.primary.title} decides, as stated"
-        )
+        decides = "that may be noise" if analysis.primary == LOSS else _what_decides(analysis)
         yield (f"Held-out loss rose above the base model's in {names(rest)}, by its mean; {decides}.",)
+
+
+def _what_decides(analysis: Analysis) -> str:
+    """The primary metric, and whether it was stated before there were results."""
+    is_late = "primary_metric" in analysis.criterion.late_by_key
+    return f"{analysis.primary.title} decides, {'which was set when results existed' if is_late else 'as stated'}"
 
 
 def _not_guessed(analysis: Analysis) -> Iterator[Text]:
@@ -260,7 +262,7 @@ def _contradictions(analysis: Analysis) -> Iterator[Text]:
             ours, theirs = (f"{score.mean:.3g}" if score else "unknown" for score in scores)
             text = (
                 f"{metric.title} puts {farthest.arm} ahead: {ours}, {named} {theirs} ({farthest.arm} minus {named}: "
-                f"{measured_difference(farthest)}). {primary.title} decides, as stated."
+                f"{measured_difference(farthest)}). {_what_decides(analysis)}."
             )
             yield (text,)
 

@@ -298,7 +298,7 @@ def _absent(analysis: Analysis) -> list[str]:
     if not any(summary.costs.peak_memory_bytes for summary in analysis.summaries):
         items.append("Peak memory: not measured.")
     if not any(summary.costs.step_seconds for summary in analysis.summaries):
-        items.append("Step time: not measured.")
+        items.append(f"Step time: not measured.{unknown_times(analysis.summaries)}")
     if not any(result.prediction for result in analysis.study.completed):
         items.append("Memory predicted before the run: none was stored, so none is scored here.")
     return items
