@@ -53,15 +53,16 @@ def methods_summary(root: Path) -> str:
 def _row(name: str, results: Sequence[Mapping[str, Any]]) -> tuple[Cell, ...]:
     own = [result for result in results if result["method"] == name]
     by_engine = {engine: [result for result in own if result["engine"] == engine] for engine in _ENGINES}
-    ranks = {f"{result['rank']} → {result['num_saved_rank']}" for result in own}
+    ranks = {f"{result['rank']} → {result['num_saved_rank']}" for result in own if result["rank"] is not None}
+    other = f"peft: {{peft_type: {name}}}" if name.isupper() else f"method: {name}"
     return (
-        Cell(_WRITTEN.get(name, f"method: {name}")),
+        Cell(_WRITTEN.get(name, other)),
         *(
             Cell(f"{max(result[key] for result in found):.1e}" if found else ABSENT)
             for key in ("loss_error", "saved_error")
             for found in by_engine.values()
         ),
-        Cell(listing(sorted(ranks))),
+        Cell(listing(sorted(ranks)) if ranks else ABSENT),
     )
 
 

@@ -139,6 +139,12 @@ def test_predicted_is_measured(
     assert prediction.terms.total == pytest.approx(peak, rel=within)
 
 
+#: PEFT's other adapters, each with a size that fits the random models.
+OTHER_ADAPTERS = {
+    "IA3": (), "LOKR": (("r", 8),), "VERA": (("r", 64),), "OFT": (), "HRA": (), "FOURIERFT": (), "RANDLORA": (("r", 16),),
+    "C3A": (("block_size", 32),), "DELORA": (),
+}  # fmt: skip
+
 METHODS = [
     ("llama", "fp32", ArmMethod(use_dora=True)),
     ("qwen2", "bf16", ArmMethod(use_dora=True)),
@@ -160,6 +166,11 @@ METHODS = [
     ("llama", "fp32", ArmMethod(neftune_noise_alpha=5.0)),
     ("llama", "bf16", ArmMethod(modules_to_save=("embed_tokens", "lm_head"))),
     ("gpt2", "fp32", ArmMethod(bias="all", trainable_token_indices=(3, 9))),
+    ("qwen2", "bf16", ArmMethod(peft=(("peft_type", "LOHA"), ("r", 16)))),
+    *(
+        pytest.param("llama", "fp32", ArmMethod(peft=(("peft_type", name), *own)), marks=pytest.mark.slow)
+        for name, own in OTHER_ADAPTERS.items()
+    ),
 ]
 
 

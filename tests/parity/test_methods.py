@@ -4,7 +4,7 @@
 """
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -15,6 +15,7 @@ from peft import (
     get_peft_model_state_dict,
     replace_lora_weights_loftq,
 )
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.optimizers import create_lorafa_optimizer, create_loraplus_optimizer
 from safetensors.torch import load_file
 
@@ -74,6 +75,19 @@ METHODS = {
     ),
 }
 
+#: PEFT's other adapters, each with a size that fits the random models.
+PEFT_TYPES = {
+    "IA3": {}, "LOHA": {"r": 4}, "LOKR": {"r": 2, "decompose_both": True}, "VERA": {"r": 8}, "OFT": {"oft_block_size": 12},
+    "HRA": {"r": 4}, "FOURIERFT": {"n_frequency": 64}, "RANDLORA": {"r": 4}, "C3A": {"block_size": 12}, "DELORA": {"r": 4},
+}  # fmt: skip
+METHODS |= {
+    name: (ArmMethod(peft=(("peft_type", name), *options.items())), {"peft_type": name, **options})
+    for name, options in PEFT_TYPES.items()
+}
+
+#: Those that PEFT has for layers that store inputs first, as GPT-2's do.
+INPUTS_FIRST = {"IA3", "VERA", "FOURIERFT", "RANDLORA"}
+
 #: What `modules_to_save` of the table above names in each family.
 PARTS = {"head": "lm_head", "table": "embed_tokens"}
 
@@ -81,6 +95,8 @@ PARTS = {"head": "lm_head", "table": "embed_tokens"}
 def of_family(name, architecture):
     """The method with the modules that this family has, and PEFT's options; None if the family lacks what it trains."""
     method, options = METHODS[name]
+    if architecture == "gpt2" and name in PEFT_TYPES.keys() - INPUTS_FIRST:
+        return None
     if (architecture, name) in {("gpt2", "olora"), ("llama", "bias all"), ("llama", "bias lora_only")}:
         return None  # refused, as the tests below say
     parts = PARTS | ({"table": "wte"} if architecture == "gpt2" else {})
@@ -99,8 +115,9 @@ CASES = [
 ]
 
 
-#: Methods of which `make test` tries one family.
+#: Methods of which `make test` tries one family, or none.
 OF_ONE_FAMILY = {name: "gpt2" for name in METHODS if name.startswith(("bias", "modules", "trainable"))}
+OF_ONE_FAMILY |= {"IA3": "gpt2", "LOHA": "qwen2", **dict.fromkeys(PEFT_TYPES.keys() - {"IA3", "LOHA"}, "")}
 
 #: The cases in each family.
 GRID = [
@@ -118,6 +135,8 @@ def make_arm(base, method, **values):
 
 def peft_alone(architecture, base, arm, options):
     """The arm as a user of PEFT makes it. Its initial weights come from the same seed."""
+    if "peft_type" in options:
+        return peft_type_alone(architecture, arm, dict(options))
     config = LoraConfig(
         r=arm.r, lora_alpha=int(arm.lora_alpha), lora_dropout=arm.lora_dropout, target_modules=list(arm.module_names),
         fan_in_fan_out=architecture == "gpt2", task_type="CAUSAL_LM", **{"use_rslora": arm.use_rslora, **options},
@@ -132,6 +151,20 @@ def peft_alone(architecture, base, arm, options):
             own = replace(arm, r=weight.shape[0])
             weight.data = initial_lora_A(own, module_name=name, in_features=width)
     return model
+
+
+def peft_type_alone(architecture, arm, options):
+    """Another of PEFT's adapters, as a user of PEFT makes it from the same seed."""
+    kind = PEFT_TYPE_TO_CONFIG_MAPPING[options.pop("peft_type")]
+    known = {field.name for field in fields(kind)}
+    options |= {"fan_in_fan_out": architecture == "gpt2"} if "fan_in_fan_out" in known else {}
+    options |= {"feedforward_modules": []} if "feedforward_modules" in known else {}
+    with torch.random.fork_rng():
+        torch.manual_seed(stream_seed("initial weights", arm.seed))
+        return get_peft_model(
+            tiny.make_model(architecture),
+            kind(target_modules=list(arm.module_names), task_type="CAUSAL_LM", **options),
+        )
 
 
 def train_alone(model, arm, steps):
@@ -188,7 +221,7 @@ def test_what_the_model_does_not_have_to_train_is_refused(method, refusal):
         ReferenceEngine(base, [make_arm(base, method)])
 
 
-@pytest.mark.parametrize("name", ["bias all", "modules_to_save", "trainable_token_indices"])
+@pytest.mark.parametrize("name", ["bias all", "modules_to_save", "trainable_token_indices", "IA3", "VERA"])
 def test_a_saved_adapter_is_scored_with_what_trained_beside_it_and_leaves_the_base_as_it_was(name, tmp_path):
     base = tiny.make_base("qwen2")
     arm = make_arm(base, of_family(name, "qwen2")[0])
@@ -209,7 +242,7 @@ def test_a_saved_adapter_is_scored_with_what_trained_beside_it_and_leaves_the_ba
         assert torch.equal(value, expected)
     assert not any(weight.requires_grad for weight in base.model.parameters())
     other = tiny.make_base("llama" if name == "bias all" else "qwen2", hidden_size=32)
-    with pytest.raises(ModelError, match="made for another base model"):
+    with pytest.raises(ModelError, match=r"made for another base model|does not fit"):
         LoadedAdapter(other, tmp_path / "saved")
 
 
@@ -285,17 +318,20 @@ def test_a_method_equals_peft_alone(architecture, name, engine_name, tmp_path, r
     loaded = PeftModel.from_pretrained(tiny.make_model(architecture).eval(), str(tmp_path / "ours"))
     with torch.no_grad():
         saved_error = (loaded(ids).logits - logits).abs().max().item()
-        assert saved_error <= 1e-4
+        assert saved_error <= (1e-5 if method.peft else 1e-4)
         untrained = loaded.unload()(ids).logits
-    assert (logits - untrained).abs().max() > 1e-3
+    assert (logits - untrained).abs().max() > (
+        1e-4 if method.peft else 1e-3
+    )  # VeRA moves little in so few steps
     config = json.loads((tmp_path / "ours" / "adapter_config.json").read_text())
-    assert config["r"] == arm.r * (2 if method.changes_base else 1)
+    num_saved_rank = config.get("r")
+    assert method.peft or num_saved_rank == arm.r * (2 if method.changes_base else 1)
     assert torch.equal(base.model(ids).logits, tiny.make_model(architecture).eval()(ids).logits)
     measured = {
         "loss_error": loss_error,
         "saved_error": saved_error,
-        "num_saved_rank": config["r"],
-        "rank": arm.r,
+        "num_saved_rank": num_saved_rank,
+        "rank": num_saved_rank if method.peft else arm.r,
     }
     record_property("parity", {"method": name, "engine": engine_name, "family": architecture, **measured})
 
@@ -319,7 +355,13 @@ def test_loraplus_in_a_pack_with_other_arms_equals_peft_alone(architecture, engi
         assert (model(ids).logits - base.model(ids).logits).abs().max() > 1e-2
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if OF_ONE_FAMILY.get(name) != "" else [pytest.mark.slow])
+        for name in METHODS
+    ],
+)
 def test_a_resumed_method_has_the_bits_of_an_uninterrupted_one(name, tmp_path):
     family = "qwen2" if "bias" in name else "llama"
     base = tiny.make_base(family)

@@ -19,6 +19,7 @@ from lorastudy.engine.loading import BaseModel
 from lorastudy.engine.targets import is_stored_otherwise
 from lorastudy.errors import ModelError
 from lorastudy.suite.methods import BESIDE_KEYS
+from lorastudy.suite.peft_types import PEFT_TYPES
 from lorastudy.suite.targets import TargetLayer, peft_names, selected_by
 
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -211,10 +212,15 @@ def check_fits(base: BaseModel, folder: Path) -> None:
         ModelError: it does not. The message names the missing file, or the differing layer and the adapter's base.
     """
     config, tensors = read_adapter(folder)
-    if config.get("peft_type") != "LORA":
-        raise ModelError(f"checkpoint: {folder}: a {config.get('peft_type')} adapter; only LoRA is supported")
+    if config.get("peft_type") not in {"LORA", *PEFT_TYPES}:
+        known = ", ".join(["LORA", *PEFT_TYPES])
+        raise ModelError(
+            f"checkpoint: {folder}: a {config.get('peft_type')} adapter; these are supported: {known}"
+        )
     another = f"checkpoint: {folder}: made for another base model ({config.get('base_model_name_or_path')})"
-    if any(config.get(key) not in (None, "none", [], {}) for key in BESIDE_KEYS):
+    if config.get("peft_type") in PEFT_TYPES or any(
+        config.get(key) not in (None, "none", [], {}) for key in BESIDE_KEYS
+    ):
         from lorastudy.engine.peft_model import shapes_of_config
 
         shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}

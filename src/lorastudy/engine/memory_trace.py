@@ -375,6 +375,7 @@ def _count_reference(
         stack.enter_context(optimizers.paged_elsewhere(arm))
         stack.enter_context(_replaced(DORA_LAYERS, "dequantize_module_weight", by=_undrawn_weight))
         stack.enter_context(_replaced(initial_weights, "_weights_in_files", by=_no_weights))
+        stack.enter_context(_replaced(torch, "rand", by=_drawn(torch.rand)))
         # PEFT moves adapters to the base's device and precision, then back to fp32. Under META they start there.
         with META, _replaced(nn.Module, "to", by=lambda module, *_, **__: module):
             kind = full_fine_tuning.FullFineTuning if arm.method.is_full else reference.ReferenceEngine
@@ -541,6 +542,11 @@ def _undrawn_weight(layer: nn.Module) -> Tensor:
 def _no_weights(*_: object) -> dict[str, Tensor]:
     """No files of weights are read to count memory. LoftQ's initial weights have the size of plain ones."""
     return {}
+
+
+def _drawn(rand: Any) -> Any:
+    """`rand`, but a single number is 1: some of PEFT's layers draw one to decide whether their adapter acts."""
+    return lambda *sizes, **options: 1.0 if sizes == (1,) else rand(*sizes, **options)
 
 
 def _undrawn_mask(_: SlotDropout, x_GND: Tensor, **__: object) -> Tensor:

@@ -8,6 +8,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,15 @@ from peft import (
     LoraConfig,
     PeftConfig,
     PeftModel,
+    PeftType,
     get_peft_model,
     get_peft_model_state_dict,
     set_peft_model_state_dict,
 )
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.optimizers import create_lorafa_optimizer, create_loraplus_optimizer
 from peft.tuners.lora import dora as dora_layers
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import transpose
 from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from safetensors.torch import save
@@ -68,6 +72,34 @@ _TIED = "Model (with|has) `?tie_word_embeddings"
 
 #: The errors that PEFT raises when it cannot wrap a layer or read an adapter.
 _REFUSALS = (ValueError, TypeError, LookupError, AttributeError, ImportError, RuntimeError)
+
+
+def peft_config(arm: TrainingArm, *, base: BaseModel, parameters: Sequence[str] = ()) -> PeftConfig:
+    """The arm as PEFT's own configuration: of LoRA, or of the adapter that its `peft` names.
+
+    Raises:
+        ModelError: PEFT refuses its values.
+    """
+    options = dict(arm.method.peft)
+    if not options:
+        return lora_config(arm, base=base, parameters=parameters)
+    kind: Any = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(options.pop("peft_type"))]
+    if "feedforward_modules" in {field.name for field in fields(kind)}:
+        options.setdefault("feedforward_modules", ())
+    options = {key: list(value) if isinstance(value, tuple) else value for key, value in options.items()}
+    if "fan_in_fan_out" in {field.name for field in fields(kind)}:
+        options["fan_in_fan_out"] = is_transposed(arm, base=base)
+    modules, _ = targets_in_config(arm.module_names, base=base)
+    try:
+        made: PeftConfig = kind(
+            target_modules=modules,
+            modules_to_save=list(arm.method.modules_to_save) or None,
+            task_type="CAUSAL_LM",
+            **options,
+        )
+    except _REFUSALS as error:
+        raise ModelError(f"peft: {first_line(error)}") from error
+    return made
 
 
 def lora_config(arm: TrainingArm, *, base: BaseModel, parameters: Sequence[str] = ()) -> LoraConfig:
@@ -122,10 +154,10 @@ def _wrapped(base: BaseModel, arms: Mapping[str, TrainingArm], *, parameters: Se
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=_TIED)
         model = get_peft_model(
-            base.model, lora_config(arms[first], base=base, parameters=parameters), adapter_name=first
+            base.model, peft_config(arms[first], base=base, parameters=parameters), adapter_name=first
         )
         for name in names:
-            model.add_adapter(name, lora_config(arms[name], base=base, parameters=parameters))
+            model.add_adapter(name, peft_config(arms[name], base=base, parameters=parameters))
     return model
 
 
@@ -225,7 +257,9 @@ def save_with_peft(
         config = json.loads((written / CONFIG_FILE).read_text(encoding="utf-8"))
         config["base_model_name_or_path"] = base.name
         # PEFT keeps the modules in a set, so it writes them in random order.
-        config["target_modules"] = sorted(config["target_modules"])
+        for key in ("target_modules", "feedforward_modules"):
+            if isinstance(config.get(key), list):
+                config[key] = sorted(config[key])
         folder.mkdir(parents=True, exist_ok=True)
         (folder / WEIGHTS_FILE).unlink(
             missing_ok=True
@@ -325,13 +359,16 @@ def check_wrapping(base: BaseModel, arm: TrainingArm) -> None:
         ModelError: PEFT wraps or loads something else. The message names the difference.
     """
     check_beside(base, arm)
-    ours = expected_keys(arm, layers=base.targets_by_name)
+    ours = {} if arm.method.peft else expected_keys(arm, layers=base.targets_by_name)
     with _meta_copy(base.model) as copy, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they concern the differences checked below
         try:
-            model = get_peft_model(copy, lora_config(arm, base=base))
+            model = get_peft_model(copy, peft_config(arm, base=base))
             theirs = _shapes(model)
-            wrong = differences(ours, {key: shape for key, shape in theirs.items() if ".lora_" in key})
+            if arm.method.peft:
+                wrong = _wrapped_otherwise(model, arm)
+            else:
+                wrong = differences(ours, {key: shape for key, shape in theirs.items() if ".lora_" in key})
             if not wrong:
                 loaded = set_peft_model_state_dict(
                     model, {key: torch.empty(shape) for key, shape in theirs.items()}
@@ -341,10 +378,31 @@ def check_wrapping(base: BaseModel, arm: TrainingArm) -> None:
         except _REFUSALS as error:
             wrong = [str(error).splitlines()[0]]
     if wrong:
+        key = "peft" if arm.method.peft else "target_modules"
         raise ModelError(
-            f"target_modules: PEFT does not wrap in {type(base.model).__name__} what this arm would train, so its adapter could "
+            f"{key}: PEFT does not wrap in {type(base.model).__name__} what this arm would train, so its adapter could "
             f"not be loaded: {'; '.join(wrong[:4])}"
         )
+
+
+def _wrapped_otherwise(model: PeftModel, arm: TrainingArm) -> list[str]:
+    """Sentences that name the layers that PEFT adapts and the arm does not, or the reverse."""
+    theirs, ours = set(model.base_model.targeted_module_names), set(arm.module_names)
+    return [
+        *(f"{name} is not adapted" for name in sorted(ours - theirs)),
+        *(f"{name} is adapted, too" for name in sorted(theirs - ours)),
+    ]
+
+
+def set_adapter_training(model: nn.Module, *, training: bool) -> None:
+    """Switch the adapters alone between training and scoring: their dropout is part of an experiment, the base's is not."""
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer):
+            own: Any = module
+            own.training = training
+            for name, child in own.named_children():
+                if name != "base_layer":
+                    child.train(training)
 
 
 def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -355,7 +413,7 @@ def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 def shapes_by_peft(arm: TrainingArm, *, base: BaseModel) -> dict[str, tuple[int, ...]]:
     """Key -> shape of every tensor that PEFT saves of the arm."""
-    with _wrapped_copy(lora_config(arm, base=base), base=base) as model:
+    with _wrapped_copy(peft_config(arm, base=base), base=base) as model:
         return _shapes(model)
 
 
@@ -366,7 +424,10 @@ def shapes_of_config(folder: Path, *, base: BaseModel) -> dict[str, tuple[int, .
         ModelError: PEFT cannot put such an adapter on the base.
     """
     try:
-        with _wrapped_copy(PeftConfig.from_pretrained(str(folder)), base=base) as model:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of keys that this version of PEFT does not know
+            config = PeftConfig.from_pretrained(str(folder))
+        with _wrapped_copy(config, base=base) as model:
             return _shapes(model)
     except _REFUSALS as error:
         raise ModelError(f"checkpoint: {folder}: does not fit {base.name}: {first_line(error)}") from error
@@ -391,7 +452,7 @@ def counted_size(arm: TrainingArm, *, base: BaseModel) -> CountedSize:
         own = {id(parameter) for parameter in copy.parameters()}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            model = get_peft_model(copy, lora_config(arm, base=base))
+            model = get_peft_model(copy, peft_config(arm, base=base))
         trained = [
             parameter
             for name, parameter in model.named_parameters()

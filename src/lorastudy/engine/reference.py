@@ -43,6 +43,7 @@ from lorastudy.engine.peft_model import (
     load_with_peft,
     make_optimizer,
     save_with_peft,
+    set_adapter_training,
     set_weights,
     wrap,
 )
@@ -201,7 +202,10 @@ class ReferenceEngine:
         self._initial = initial_state(self._model) if self._own_weights else {}
         self._idle = {name: self._parameters_of_others(name) for name in self._names}
         for adapter_name, arm in self._names.items():
-            if arm.method.init_lora_weights in {True, LOFTQ}:  # otherwise PEFT has made them
+            if not arm.method.peft and arm.method.init_lora_weights in {
+                True,
+                LOFTQ,
+            }:  # otherwise PEFT has made them
                 set_weights(self._model, initial_weights(arm, base=base), adapter_name=adapter_name)
             for parameter in self._idle[adapter_name]:
                 parameter.data.zero_()
@@ -418,8 +422,8 @@ class ReferenceEngine:
             deactivate_neftune(self._model, self._noise)
 
     def _set_training(self, *, training: bool) -> None:
-        """Switch what acts in training alone and is part of an experiment: LoRA's dropout, and the noise of NEFTune."""
-        _set_lora_dropout(self._model, training=training)
+        """Switch what acts in training alone and is part of an experiment: the adapters' dropout, and the noise of NEFTune."""
+        set_adapter_training(self._model, training=training)
         if self._noise is not None:
             self._model.get_input_embeddings().train(training)
 
@@ -448,18 +452,6 @@ def _clip(parameters: Sequence[nn.Parameter], *, max_norm: float) -> float:
 def _may_try_again(scaler: torch.amp.GradScaler, *, loss: float) -> bool:
     """Whether a gradient that is not finite is due to fp16, so that the step may be retried at a lower scale."""
     return scaler.is_enabled() and math.isfinite(loss) and scaler.get_scale() >= SMALLEST_SCALE
-
-
-def _set_lora_dropout(model: nn.Module, *, training: bool) -> None:
-    """Switch only LoRA's dropout, which is part of an experiment. The base stays in eval mode.
-
-    The layer around it is switched alone: DoRA asks it, and not the dropout, whether it trains.
-    """
-    for name, module in model.named_modules():
-        if "lora_dropout" in name:
-            module.train(training)
-        elif hasattr(module, "lora_dropout"):
-            module.training = training
 
 
 def _result(

@@ -295,7 +295,9 @@ def experiment_line(experiment: Experiment) -> str:
     settings = experiment.settings
     method = settings.arm_method
     adapter = f"r={settings.lora_rank} alpha={settings.lora_alpha_value:g} {_targets(settings)}"
-    what = " ".join([*([] if method == PLAIN else [method.title]), *([] if method.is_full else [adapter])])
+    if not method.has_lora:
+        adapter = "" if method.is_full else _targets(settings)
+    what = " ".join(part for part in ["" if method == PLAIN else method.title, adapter] if part)
     return f"{what} lr={settings.learning_rate:g} {settings.quantization} seed={experiment.seed} {_length(settings)}"
 
 
@@ -357,9 +359,9 @@ def _arm_rows(plan: "StudyPlan") -> Iterator[tuple[str, ...]]:
 
 
 def _adapter_cells(settings: Settings) -> tuple[str, str, str]:
-    """Rank, alpha and modules; full fine-tuning has none."""
-    if settings.arm_method.is_full:
-        return ("", "", "all weights")
+    """Rank, alpha and modules; full fine-tuning has none, and PEFT's other adapters have no such rank."""
+    if not settings.arm_method.has_lora:
+        return ("", "", "all weights" if settings.arm_method.is_full else _targets(settings))
     return str(settings.lora_rank), f"{settings.lora_alpha_value:g}", _targets(settings)
 
 

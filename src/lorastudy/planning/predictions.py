@@ -406,7 +406,7 @@ def _changes(experiments: Sequence[Experiment]) -> Iterator[tuple[str, list[Expe
         yield name, _with(experiments, one_row)
         mild |= one_row
     is_full = settings.arm_method.is_full
-    if settings.quantization != "4bit" and not is_full:
+    if settings.quantization != "4bit" and settings.arm_method.has_lora:
         yield "quantization: 4bit", _with(experiments, {"quantization": "4bit"})
     if settings.max_seq_length >= 2 * SHORTEST_ROWS:
         half = settings.max_seq_length // 2
@@ -415,6 +415,8 @@ def _changes(experiments: Sequence[Experiment]) -> Iterator[tuple[str, list[Expe
         yield "checkpointing and micro-batches of 1 row", _with(experiments, mild)
     if is_full:
         yield "an adapter of rank 16 on qkvo, in place of method: full", _with(experiments, {"method": None})
+        return
+    if not settings.arm_method.has_lora:
         return
     everything = mild | {"quantization": "4bit"}
     yield "all of these, one arm per pack, 4bit", _with(experiments[:1], everything)

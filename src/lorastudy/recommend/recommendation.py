@@ -327,4 +327,5 @@ def _configuration(candidate: Candidate) -> str:
         return f"{settings.arm_method.title}, {settings.quantization}"
     targets = settings.target_modules
     where = targets if isinstance(targets, str) else ", ".join(targets)
-    return f"rank {settings.lora_rank} on {where}, {settings.quantization}"
+    adapter = f"rank {settings.lora_rank}" if settings.arm_method.has_lora else settings.arm_method.title
+    return f"{adapter} on {where}, {settings.quantization}"

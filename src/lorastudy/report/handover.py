@@ -124,13 +124,14 @@ def _for_trl(arm: TrainedArm) -> str:
         lines += ["from trl import SFTConfig", "", checkpointing]
         lines += [_call("args", "SFTConfig", arguments=arguments, further="checkpointing")]
         return _text([*lines, f"model = {arm.base_model!r}"])
-    lines += ["from peft import LoraConfig", "from trl import SFTConfig"]
+    kind, adapter = _peft_config(arm)
+    lines += [f"from peft import {kind}", "from trl import SFTConfig"]
     if settings.quantization in {"4bit", "8bit"}:
         lines += ["from transformers import BitsAndBytesConfig"]
     lines += [
         "",
         f"model = {arm.base_model!r}",
-        _call("peft_config", "LoraConfig", arguments=_lora_config(arm)),
+        _call("peft_config", kind, arguments=adapter),
         checkpointing,
         _call("args", "SFTConfig", arguments=arguments, further="checkpointing"),
     ]
@@ -140,6 +141,22 @@ def _for_trl(arm: TrainedArm) -> str:
             'args.model_init_kwargs = {"quantization_config": quantization}',
         ]
     return _text(lines)
+
+
+def _peft_config(arm: TrainedArm) -> tuple[str, dict[str, Any]]:
+    """PEFT's class of the arm's adapter, and its arguments without those at PEFT's defaults."""
+    settings = arm.settings
+    kind = settings.arm_method.peft_type
+    if kind is None:
+        return "LoraConfig", _lora_config(arm)
+    beside = {"modules_to_save": list(settings.modules_to_save)} if settings.modules_to_save else {}
+    own = {key: value for key, value in settings.peft.items() if key != "peft_type"}
+    return kind.config, {
+        "target_modules": list(arm.target_modules),
+        **own,
+        **beside,
+        "task_type": "CAUSAL_LM",
+    }
 
 
 def _lora_config(arm: TrainedArm) -> dict[str, Any]:
@@ -196,7 +213,7 @@ def _training_arguments(arm: TrainedArm) -> dict[str, Any]:
 def _for_axolotl(arm: TrainedArm) -> str:
     settings = arm.settings
     values: dict[str, Any] = {"base_model": arm.base_model}
-    if not arm.is_full:
+    if arm.settings.arm_method.has_lora:
         values |= {
             "adapter": "qlora" if settings.quantization == "4bit" else "lora",
             "load_in_4bit": settings.quantization == "4bit",
@@ -242,7 +259,7 @@ def _for_llamafactory(arm: TrainedArm) -> str:
         "do_train": True,
         "finetuning_type": "full" if arm.is_full else "lora",
     }
-    if not arm.is_full:
+    if arm.settings.arm_method.has_lora:
         values |= {
             "lora_rank": settings.lora_rank,
             "lora_alpha": round(settings.lora_alpha_value),
@@ -275,13 +292,13 @@ def _for_llamafactory(arm: TrainedArm) -> str:
     ]
     if settings.init_lora_weights is not True and "pissa_init" not in values:
         comments.append(f"no key here for init_lora_weights: {settings.init_lora_weights}")
-    if not arm.is_full and not float(settings.lora_alpha_value).is_integer():
+    if settings.arm_method.has_lora and not float(settings.lora_alpha_value).is_integer():
         comments.append(f"lora_alpha is a whole number here; the arm has {settings.lora_alpha_value:g}")
     return _yaml(values, comments=comments)
 
 
 #: Keys that neither axolotl nor LLaMA-Factory has.
-_LOST = ("rank_pattern", "alpha_pattern", "lr_scheduler_kwargs", "bias", "trainable_token_indices")
+_LOST = ("rank_pattern", "alpha_pattern", "lr_scheduler_kwargs", "bias", "trainable_token_indices", "peft")
 
 
 def _lost(arm: TrainedArm, keys: Sequence[str]) -> list[str]:

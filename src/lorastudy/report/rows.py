@@ -120,7 +120,7 @@ def about_full_length(arm: StudyArm) -> Text:
     )
     # The command has no options for these.
     selects = settings.layers_to_transform is not None or settings.exclude_modules is not None
-    if selects or settings.arm_method.is_full:
+    if selects or not settings.arm_method.has_lora:
         return (text,)
     return (f"{text} To predict it: ", Code(estimate_command(settings)), ".")
 

@@ -15,7 +15,14 @@ from lorastudy.suite.base_model import base_model_problem
 from lorastudy.suite.eval_points import steps_between
 from lorastudy.suite.experiment_types import EXPERIMENT_TYPES, class_in_file, missing_class_file
 from lorastudy.suite.levels import Given, Level, combinations, num_combinations
-from lorastudy.suite.methods import ADAPTER_KEYS, FULL, JUDGED_KEYS, LORAFA_CONSTANTS, method_problem
+from lorastudy.suite.methods import (
+    ADAPTER_KEYS,
+    FULL,
+    JUDGED_KEYS,
+    LORA_KEYS,
+    LORAFA_CONSTANTS,
+    method_problem,
+)
 from lorastudy.suite.metrics import ALWAYS_MEASURED, MetricDefinition, metric_named, read_metrics
 from lorastudy.suite.question import MIN_SEEDS, MIN_SEEDS_TO_RACE
 from lorastudy.suite.safe_text import printable
@@ -310,6 +317,13 @@ _ONLY_ADAPTERS = _Needs(
     even_at_default=True,
 )
 
+_ONLY_LORA = _Needs(
+    key="peft",
+    holds=lambda value: not value,
+    cause="is a key of LoRA, and peft names another adapter; remove it, or write its own key inside peft",
+    even_at_default=True,
+)
+
 _NO_PATIENCE = _Needs(
     key="early_stopping_patience",
     holds=lambda value: value is not None,
@@ -352,6 +366,7 @@ NEEDED: Mapping[str, tuple[_Needs, ...]] = {
     "early_stopping_threshold": (_NO_PATIENCE,),
     "eval_fraction": (_OWN_HELD_OUT_ROWS,),
     **dict.fromkeys(ADAPTER_KEYS, (_ONLY_ADAPTERS,)),
+    **{key: (*((_ONLY_ADAPTERS,) if key in ADAPTER_KEYS else ()), _ONLY_LORA) for key in LORA_KEYS},
     **{key: (_not_lorafa(constant), _ONLY_ADAM) for key, constant in LORAFA_CONSTANTS.items()},
     **dict.fromkeys(WARMUP_KEYS, (_NO_WARMUP,)),
 }

@@ -13,7 +13,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from lorastudy.suite.experiment import Experiment, canonical_json
-from lorastudy.suite.methods import ADAPTER_KEYS, LORAPLUS_RATIO
+from lorastudy.suite.methods import LORAPLUS_RATIO
+from lorastudy.suite.peft_types import peft_title
 from lorastudy.suite.settings import LAYOUT_KEYS, SELECTION_KEYS, Settings, keys_without_effect
 
 #: Highest first: what a lower precision is compared with.
@@ -101,6 +102,7 @@ _WITH = "with "
 _BIASES = {"all": "all biases", "lora_only": "biases"}
 #: Keys that together make the method; their words come first and without a comma: `DoRA r=16`.
 _METHOD_WORDS: Mapping[str, Word] = {
+    "peft": peft_title,
     "method": _method,
     "use_dora": _if_set("DoRA"),
     "use_rslora": _if_set("rsLoRA"),
@@ -237,7 +239,7 @@ def _differing(arms: Mapping[str, Settings]) -> list[str]:
         if key not in _NOT_SHOWN | idle and len(_values(settings, key)) > 1
     ]
     others = [key for key in keys if key not in {"lora_alpha", _RATE_KEY}]
-    adapters = [each for each in settings if not each.arm_method.is_full]
+    adapters = [each for each in settings if each.arm_method.has_lora]
     if others and "lora_alpha" in keys and _has_plain_alpha(adapters):
         keys.remove("lora_alpha")
     return keys
@@ -253,7 +255,7 @@ def _values(settings: Sequence[Settings], key: str) -> set[str]:
 
 
 def _is_idle(key: str, *, settings: Settings) -> bool:
-    return settings.arm_method.is_full and key in ADAPTER_KEYS
+    return key in settings.arm_method.idle_keys
 
 
 def _has_plain_alpha(settings: Sequence[Settings]) -> bool:

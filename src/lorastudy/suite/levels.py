@@ -202,7 +202,7 @@ def _values(
         try:
             value = checked(model, key, value=plain(item))
         except ValueError as error:
-            problems.add(item.place, path=path, cause=str(error))
+            _note(item, path, cause=str(error), problems=problems)
             continue
         if value in values:
             problems.add(
@@ -213,6 +213,15 @@ def _values(
         cause = f"{AUTO} makes a list of its own; give it alone, or the rates without it"
         problems.add(node.place, path=scope.path(key), cause=cause)
     return tuple(values) if len(values) == len(items) else None
+
+
+def _note(item: Node, path: str, *, cause: str, problems: Problems) -> None:
+    """Note what is wrong with a value; in a mapping, at the key with which the cause begins."""
+    inner, _, rest = cause.partition(": ")
+    if isinstance(item.value, Mapping) and inner in item.value:
+        problems.add(item.value[inner].key_place, path=f"{path}.{inner}", cause=rest)
+    else:
+        problems.add(item.place, path=path, cause=cause)
 
 
 def _refuse_two_lengths(level: Level, problems: Problems) -> None:

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
+from lorastudy.suite.peft_types import PEFT_TYPES, PeftType, peft_title
+
 Method = Literal["lora", "rslora", "dora", "loraplus", "lorafa", "pissa", "olora", "full"]
 
 InitialWeights = Literal["gaussian", "orthogonal", "pissa", "olora", "loftq"]
@@ -59,6 +61,7 @@ METHOD_KEYS: Mapping[str, Any] = {
     "bias": "none",
     "modules_to_save": None,
     "trainable_token_indices": None,
+    "peft": {},
 }
 
 #: The keys that train weights of the base beside the adapter.
@@ -68,6 +71,12 @@ BESIDE_KEYS = ("bias", "modules_to_save", "trainable_token_indices")
 ADAPTER_KEYS = (
     "lora_rank", "lora_alpha", "use_rslora", "lora_dropout", "target_modules", "layers_to_transform",
     "exclude_modules", *(key for key in METHOD_KEYS if key != "method"),
+)  # fmt: skip
+
+#: The keys of an adapter that only LoRA has, and none of PEFT's other adapters.
+LORA_KEYS = (
+    "method", "lora_rank", "lora_alpha", "use_rslora", "lora_dropout",
+    *(key for key in METHOD_KEYS if key not in {"method", "modules_to_save", "peft"}),
 )  # fmt: skip
 
 Optimizer = Literal["adamw_torch", "adamw_8bit", "paged_adamw_8bit", "adafactor", "sgd"]
@@ -94,11 +103,14 @@ SAID_BY_METHOD: Mapping[str, Any] = {
 def written_out(values: Mapping[str, Any]) -> dict[str, Any]:
     """The values with the keys of the method in place of its short name; for full fine-tuning without keys of an adapter.
 
-    So a suite may give its adapters' rank at the top, and its full fine-tuning is the same experiment at any rank.
+    And for PEFT's other adapters without those of LoRA. So a suite may give its adapters' rank at the top, and its full
+    fine-tuning is the same experiment at any rank.
     """
     method = values.get("method")
     if method == FULL:
         return {key: value for key, value in values.items() if key not in ADAPTER_KEYS}
+    if values.get("peft"):
+        return {key: value for key, value in values.items() if key not in LORA_KEYS}
     stands_for = _STANDS_FOR.get(method) if method is not None else None
     rest = dict(values)
     if method is not None and method not in WITHOUT_KEY:
@@ -127,40 +139,22 @@ def _problems(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if method == FULL:
         yield from _problems_of_full(values)
         return
+    if values.get("peft"):
+        yield from _problems_of_peft_type(values)
+        return
     for key in _refused_beside(method, values):
         yield "method", f"{method} and {key}: {_as_written(values[key])} contradict each other; remove one"
     arm = ArmMethod.from_values({**METHOD_KEYS, **written_out(values)})
     yield from _optimizer_problems(arm, values)
     quantization = values.get("quantization")
-    init = "init_lora_weights" if "init_lora_weights" in values else "method"
-    if arm.changes_base and quantization in {"4bit", "8bit"}:
-        yield (
-            init,
-            (
-                f"{arm.title} takes a part out of the frozen weights, and these are quantised (quantization: {quantization}); "
-                "set quantization: bf16, or another initialisation"
-            ),
-        )
-    if arm.changes_base and arm.use_dora:
-        yield (
-            init,
-            (
-                "an adapter that starts from the frozen weights is saved as plain LoRA, and DoRA's norms cannot be; remove one"
-            ),
-        )
+    if arm.changes_base:
+        yield from _problems_of_changed_base(arm, values)
     if arm.use_dora and quantization == "8bit":
         yield (
             "use_dora" if "use_dora" in values else "method",
             (
                 "DoRA needs the base's weights as numbers, and PEFT spoils layers of 8 bits when it reads them on a CPU; set "
                 "quantization: 4bit or bf16"
-            ),
-        )
-    if arm.changes_base and values.get("use_rslora") and (arm.rank_pattern or arm.alpha_pattern):
-        yield (
-            init,
-            (
-                "with use_rslora and patterns PEFT cannot turn such an adapter into plain LoRA; remove use_rslora or the patterns"
             ),
         )
     if arm.init_lora_weights == LOFTQ:
@@ -170,6 +164,36 @@ def _problems(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield from _problems_of_orthogonal(arm, rank=values.get("lora_rank", 0))
     if values.get("engine") == "packed" and arm.only_in_reference is not None:
         yield "engine", f"packed does not train this arm: {arm.only_in_reference}; set engine: auto"
+
+
+def _problems_of_changed_base(arm: "ArmMethod", values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What prevents an adapter that starts from a part of the frozen weights."""
+    init, quantization = (
+        "init_lora_weights" if "init_lora_weights" in values else "method",
+        values.get("quantization"),
+    )
+    if quantization in {"4bit", "8bit"}:
+        yield (
+            init,
+            (
+                f"{arm.title} takes a part out of the frozen weights, and these are quantised (quantization: {quantization}); "
+                "set quantization: bf16, or another initialisation"
+            ),
+        )
+    if arm.use_dora:
+        yield (
+            init,
+            (
+                "an adapter that starts from the frozen weights is saved as plain LoRA, and DoRA's norms cannot be; remove one"
+            ),
+        )
+    if values.get("use_rslora") and (arm.rank_pattern or arm.alpha_pattern):
+        yield (
+            init,
+            (
+                "with use_rslora and patterns PEFT cannot turn such an adapter into plain LoRA; remove use_rslora or the patterns"
+            ),
+        )
 
 
 def _problems_of_orthogonal(arm: "ArmMethod", *, rank: int) -> Iterator[tuple[str, str]]:
@@ -225,6 +249,21 @@ def _problems_of_full(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if values.get("engine") == "packed":
         yield "engine", f"packed does not train this arm: {_FULL_ALONE}; set engine: auto"
     yield from _optimizer_problems(ArmMethod.from_values({**METHOD_KEYS, **values}), values)
+
+
+def _problems_of_peft_type(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    arm = ArmMethod.from_values({**METHOD_KEYS, **written_out(values)})
+    kind, quantization = arm.peft_type, values.get("quantization")
+    assert kind is not None
+    yield from _optimizer_problems(arm, values)
+    yield from _problems_beside(arm, quantization=quantization)
+    if quantization in {"4bit", "8bit"} and not kind.has_quantised_layers:
+        yield (
+            "peft",
+            f"PEFT has no {kind.title} for quantised layers (quantization: {quantization}); set quantization: bf16",
+        )
+    if values.get("engine") == "packed":
+        yield "engine", f"packed does not train this arm: {arm.only_in_reference}; set engine: auto"
 
 
 def _optimizer_problems(arm: "ArmMethod", values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -302,6 +341,8 @@ class ArmMethod:
     """Modules of the base of which the arm trains a copy and saves it."""
     trainable_token_indices: tuple[int, ...] = ()
     """Token ids whose embeddings train."""
+    peft: tuple[tuple[str, Any], ...] = ()
+    """The configuration of another of PEFT's adapters (`peft_types.canonical`), of which `peft_type` is one key."""
     optim: str = "adamw_torch"
     neftune_noise_alpha: float | None = None
 
@@ -319,8 +360,26 @@ class ArmMethod:
             bias=values["bias"],
             modules_to_save=tuple(values["modules_to_save"] or ()),
             trainable_token_indices=tuple(values["trainable_token_indices"] or ()),
+            peft=tuple(
+                (key, tuple(own) if isinstance(own, list) else own) for key, own in values["peft"].items()
+            ),
             **{key: values.get(key, plain) for key, plain in TRAINING_KEYS.items()},
         )
+
+    @property
+    def peft_type(self) -> PeftType | None:
+        """The kind of adapter, if it is another of PEFT's than LoRA."""
+        return PEFT_TYPES[dict(self.peft)["peft_type"]] if self.peft else None
+
+    @property
+    def has_lora(self) -> bool:
+        """Whether there is a LoRA adapter, with a rank and an alpha."""
+        return not (self.is_full or self.peft)
+
+    @property
+    def idle_keys(self) -> frozenset[str]:
+        """The keys of an adapter that have no effect on this method."""
+        return frozenset(ADAPTER_KEYS if self.is_full else LORA_KEYS if self.peft else ())
 
     def rank_of(self, name: str, *, r: int) -> int:
         """The rank of a layer; `r` is that of layers that no pattern matches."""
@@ -345,8 +404,11 @@ class ArmMethod:
 
     @property
     def is_counted(self) -> bool:
-        """Whether PEFT counts the arm's parameters on the model, since weights of the base train beside the adapter."""
-        return any(getattr(self, key) != getattr(PLAIN, key) for key in BESIDE_KEYS)
+        """Whether PEFT counts the arm's parameters on the model: no formula here gives their number.
+
+        So for PEFT's other adapters than LoRA, and where weights of the base train beside the adapter.
+        """
+        return bool(self.peft) or any(getattr(self, key) != getattr(PLAIN, key) for key in BESIDE_KEYS)
 
     @property
     def title(self) -> str:
@@ -365,6 +427,7 @@ class ArmMethod:
         ]
         patterns = [key for key in ("rank_pattern", "alpha_pattern") if getattr(self, key)]
         name = "full fine-tuning" if self.is_full else ", ".join(part for part in parts if part) or "LoRA"
+        name = peft_title(dict(self.peft)) or name
         name = ", ".join([name, *(part for part in training if part)])
         added = [*patterns, *self._words_beside()]
         return f"{name} with {' and '.join(added)}" if added else name
@@ -383,6 +446,9 @@ class ArmMethod:
         """The method as part of a name: `lora`, `dora`, `loraplus16`, `lorafa`, `dora-pissa`, `full`."""
         if self.is_full:
             return FULL
+        if self.peft:
+            options = [f"{key.replace('_', '-')}-{value}" for key, value in self.peft if key != "peft_type"]
+            return "-".join([dict(self.peft)["peft_type"].lower(), *options, *self.modules_to_save])
         parts = [
             "dora" if self.use_dora else "",
             "" if self.loraplus_lr_ratio is None else f"loraplus{self.loraplus_lr_ratio:g}",

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lorastudy.suite.methods import ADAPTER_KEYS, METHOD_KEYS
+from lorastudy.suite.methods import METHOD_KEYS
 from lorastudy.suite.settings import Settings
 
 _SHORT = {
@@ -34,8 +34,7 @@ def names_of_varied(settings: Settings, varied: Sequence[str]) -> list[str]:
 
     Full fine-tuning has no keys of an adapter, so only its method and the other keys say something: `[full, lr2e-05]`.
     """
-    if settings.arm_method.is_full:
-        varied = [key for key in varied if key not in ADAPTER_KEYS]
+    varied = [key for key in varied if key not in settings.arm_method.idle_keys - METHOD_KEYS.keys()]
     parts = [
         _without_odd_characters(settings.arm_method.in_name)
         if key in METHOD_KEYS

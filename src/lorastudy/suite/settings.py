@@ -22,6 +22,7 @@ from lorastudy.suite.methods import (
     Method,
     Optimizer,
 )
+from lorastudy.suite.peft_types import PEFT_TYPES, canonical
 from lorastudy.suite.schedules import (
     ADAPTIVE,
     SCHEDULE_KEYS,
@@ -257,6 +258,11 @@ class AskedSettings(BaseModel):
         None,
         description="Train the embeddings of these token ids, and of no others. A head that shares them follows. In the reference engine.",
     )
+    peft: Mapping[str, Any] = Field(
+        {},
+        description="Another of PEFT's adapters by its own configuration, such as `{peft_type: LOHA, r: 8, alpha: 16}`: "
+        f"{', '.join(PEFT_TYPES)}. It has none of LoRA's keys. In the reference engine.",
+    )
 
     # --- precision and memory -------------------------------------------------------------------------
     quantization: Quantization = Field(
@@ -396,6 +402,11 @@ class AskedSettings(BaseModel):
             except (re.error, OverflowError, RecursionError) as error:
                 raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
         return value
+
+    @field_validator("peft")
+    @classmethod
+    def _peft_is_canonical(cls, value: Mapping[str, Any]) -> Mapping[str, Any]:
+        return canonical(value)
 
     @field_validator("init_lora_weights")
     @classmethod

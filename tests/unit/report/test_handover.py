@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
-from peft import LoraConfig
+from peft import LoHaConfig, LoraConfig
 from transformers import BitsAndBytesConfig, TrainingArguments
 
 from lorastudy.report.handover import (
@@ -144,3 +144,17 @@ def test_the_layers_are_those_of_the_saved_adapter_and_the_lab_is_a_folder(tmp_p
     assert target_modules_of(tmp_path / "model") == ()
     assert base_model_of(Settings(base_model="lab"), lab_folder=tmp_path) == str(tmp_path)
     assert base_model_of(Settings(base_model="some/model"), lab_folder=tmp_path) == "some/model"
+
+
+def test_another_adapter_of_peft_is_handed_over_by_its_own_class(arm_of):
+    arm = arm_of(peft={"peft_type": "LOHA", "r": 4, "alpha": 16}, modules_to_save=("lm_head",))
+    found = calls(training_configuration(arm, "trl"))
+    assert "LoraConfig" not in found
+    config = LoHaConfig(**found["LoHaConfig"])
+    assert (config.r, config.alpha, config.target_modules) == (4, 16, {"k_proj", "q_proj"})
+    assert config.modules_to_save == ["lm_head"]
+    for trainer in ("axolotl", "llamafactory"):
+        text = training_configuration(arm, trainer)
+        assert 'no key here for peft: {"peft_type": "LOHA", "r": 4, "alpha": 16}' in text
+        assert "lora_r" not in text
+    assert "with vLLM" not in loading_code(arm)

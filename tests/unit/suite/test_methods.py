@@ -1,7 +1,7 @@
 """Methods in suite files: two spellings are one experiment, contradictions are refused, and old ids stay as they were."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from lorastudy.errors import ModelError, SuiteFileError
 from lorastudy.suite.experiment import Experiment, Sources, without_later
 from lorastudy.suite.labels import arm_labels
 from lorastudy.suite.methods import METHOD_KEYS, ArmMethod
+from lorastudy.suite.peft_types import PEFT_TYPES
 from lorastudy.suite.settings import Settings
 from lorastudy.suite.suite import expand
 from lorastudy.suite.suite_file import load_suite, suite_from_values, suite_yaml
@@ -89,6 +90,37 @@ def test_weights_of_the_base_that_train_too_are_part_of_an_arm_in_any_order(writ
     ]  # fmt: skip
 
 
+def test_another_adapter_of_peft_is_one_experiment_however_it_is_written(write: Write) -> None:
+    texts = (
+        "experiments:\n  - {name: a, peft: {peft_type: LOHA, r: 4}}\n",
+        "experiments:\n  - {name: a, peft: {r: 4, alpha: 8, peft_type: loha, rank_dropout: 0}}\n",
+        "factors:\n  peft: [{peft_type: LOHA, r: 4, module_dropout: 0.0}]\n",
+        "lora_rank: 32\nexperiments:\n  - {name: a, peft: {peft_type: LOHA, r: 4}}\n  - {name: b}\n",
+    )
+    ids = {experiments_of(write(f"{HEAD}{text}"))[0].id for text in texts}
+    assert len(ids) == 1
+    plain, loha, ia3 = experiments_of(
+        write(f"{HEAD}factors:\n  peft: [{{}}, {{peft_type: LOHA, r: 4}}, {{peft_type: IA3}}]\n")
+    )
+    assert len({plain.id, loha.id, ia3.id, *ids}) == 3
+    assert plain.id == experiments_of(write(f"{HEAD}experiments: [{{name: a}}]\n"))[0].id
+    assert [each.arm for each in (plain, loha, ia3)] == ["custom_lora", "custom_loha-r-4", "custom_ia3"]
+    labels = arm_labels({each.arm: each.settings for each in (plain, loha, ia3)})
+    assert list(labels.values()) == ["LoRA", "LoHa (r 4)", "IA3"]
+    kept = suite_yaml(load_suite(write(f"{HEAD}{texts[0]}")))
+    assert experiments_of(write(kept))[0].id in ids
+
+
+def test_keys_and_defaults_of_other_adapters_are_pefts() -> None:
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    for name, kind in PEFT_TYPES.items():
+        config = PEFT_TYPE_TO_CONFIG_MAPPING[name]
+        assert config.__name__ == kind.config
+        theirs = {field.name: field.default for field in fields(config)}
+        assert {key: theirs[key] for key in kind.keys} == dict(kind.keys)
+
+
 def test_at_the_top_in_an_entry_and_under_factors_a_method_is_the_same(write: Write) -> None:
     texts = (
         f"{HEAD}method: dora\nexperiments:\n  - lora_rank: 16\n",
@@ -145,6 +177,18 @@ def test_arms_of_factors_are_named_by_their_method(write: Write) -> None:
         ("init_lora_weights: loftq, quantization: bf16", "set quantization: 4bit, or another initialisation"),
         ("init_lora_weights: loftq, quantization: 4bit, use_dora: true", "another start than loftq's; remove one"),
         ("init_lora_weights: corda", "corda needs the covariance of each layer's inputs"),
+        ("peft: {peft_type: LOHAA}", ":3:13: experiments[0].peft.peft_type: must be one of IA3, LOHA"),
+        ("peft: {peft_type: LOHA, alhpa: 8}", ":3:30: experiments[0].peft.alhpa: LOHA has no such key (did you mean alpha?)"),
+        ("peft: {peft_type: LOHA, r: big}", "experiments[0].peft.r: must be a whole number, not 'big'"),
+        ("peft: {peft_type: IA3, target_modules: [q_proj]}", "is a key of the suite; write it beside peft"),
+        ("peft: {r: 8}", "needs peft_type, one of IA3"),
+        ("peft: {peft_type: LORA, r: 8}", "has keys of its own here, such as lora_rank; remove peft"),
+        ("peft: {peft_type: PREFIX_TUNING}", "puts tokens of its own before each row"),
+        ("peft: {peft_type: IA3}, lora_rank: 4", ":3:41: experiments[0].lora_rank: is a key of LoRA, and peft names another adapter"),
+        ("peft: {peft_type: IA3}, method: dora", "experiments[0].method: is a key of LoRA"),
+        ("peft: {peft_type: IA3}, method: full", "experiments[0].peft: is a key of adapters"),
+        ("peft: {peft_type: LOHA}, quantization: 4bit", "PEFT has no LoHa for quantised layers (quantization: 4bit); set quantization: bf16"),
+        ("peft: {peft_type: IA3}, engine: packed", "packed does not train this arm: PEFT trains IA3"),
         ("bias: lora", "(did you mean lora_only?)"),
         ("method: pissa, modules_to_save: [lm_head]", "starts from the frozen weights (pissa) is saved without it; remove one"),
         ("bias: all, quantization: fp16", "weights in fp16 cannot train under a loss scale; set quantization: bf16 or fp32"),

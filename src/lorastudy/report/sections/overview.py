@@ -77,8 +77,8 @@ def arm_blocks(study: Study, *, level: int) -> list[Block]:
 
 
 def _scale_cell(settings: Settings) -> Cell:
-    """The factor on B·A; full fine-tuning has none."""
-    if settings.arm_method.is_full:
+    """The factor on B·A, which only LoRA has."""
+    if not settings.arm_method.has_lora:
         return Cell(ABSENT)
     return Cell(f"{settings.lora_scaling:.4g}", settings.lora_scaling)
 
