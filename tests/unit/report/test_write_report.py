@@ -527,7 +527,7 @@ def test_rows_of_long_texts_are_told_with_their_texts(text_of, make_result):
     )  # fmt: skip
     text = text_of([make_result(data=(summary,))])
     assert "Data, eval: 1,057 rows of 10 texts (alpaca)" in text
-    assert "1 of the texts are also in the training rows" in text
+    assert "1 of all 10 texts are also in the training rows" in text
     assert "0 of 10 that were compared" in text
     assert "sample of" not in text
     assert "1,057 rows (alpaca)" in text_of([make_result(data=(replace(summary, num_texts=1_057),))])

@@ -56,7 +56,17 @@ _ABSENT_CELL = Cell(ABSENT)
 _SHOWN = {LOSS: " (nats/token)", PERPLEXITY: "", TOKEN_ACCURACY: "", EXACT_MATCH: ""}
 
 
-_IN_SHORT = "Scores are means ± sample standard deviations over seeds. A dash means not measured, or unknown."
+def _in_short(analysis: Analysis) -> str:
+    """What a score is, and on which rows."""
+    return (
+        f"Scores, held-out loss too, are those on the {rows_that_report(analysis)}: means ± sample standard deviations over "
+        "seeds. A dash means not measured, or unknown."
+    )
+
+
+def rows_that_report(analysis: Analysis) -> str:
+    """`test rows`, or `validation rows` in a study without any."""
+    return "test rows" if reporting_split(analysis.study) == "test" else "validation rows"
 
 
 def _shown(analysis: Analysis) -> Mapping[Metric, str]:
@@ -79,7 +89,7 @@ def results_blocks(analysis: Analysis, *, level: int) -> list[Block]:
     )
     return [
         Heading(level=level, text="Results"),
-        Paragraph((f"{_IN_SHORT}{_which_adapter(analysis)}",)),
+        Paragraph((f"{_in_short(analysis)}{_which_adapter(analysis)}",)),
         replace(table, rows=(*table.rows, *guesses)),
         Details(summary="How this was measured", blocks=(Paragraph((how,)),)),
     ]

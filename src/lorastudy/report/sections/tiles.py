@@ -11,7 +11,7 @@ from lorastudy.recommend.decision import ArmDecision, decide
 from lorastudy.report.document import Tile, Tiles
 from lorastudy.report.numbers import ABSENT, duration, mean_sd, number, percent, percent_more, plural, size
 from lorastudy.report.sections.method import counts_by_severity
-from lorastudy.report.sections.results import metric_decimals
+from lorastudy.report.sections.results import metric_decimals, rows_that_report
 from lorastudy.stats.summary import ArmSummary, Spread
 
 
@@ -68,11 +68,13 @@ def _quality(analysis: Analysis, summary: ArmSummary, *, other: ArmSummary | Non
     decimals = metric_decimals(analysis, metric)
     theirs = None if other is None else other.score(metric)
     beside = "" if other is None or theirs is None else f"{other.arm.name}: {number(theirs.mean, decimals)}"
-    unit = metric.unit if metric.is_in_units else ""
+    where = ", ".join(
+        part for part in (metric.unit if metric.is_in_units else "", rows_that_report(analysis)) if part
+    )
     return Tile(
         title=metric.title,
         value=mean_sd(spread, decimals),
-        note="; ".join(part for part in (unit, beside) if part),
+        note="; ".join(part for part in (where, beside) if part),
     )
 
 
