@@ -19,6 +19,7 @@ of the step: it holds the same tensors as the layer below.
 import gc
 import math
 import re
+import sys
 import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -281,12 +282,20 @@ def _grouped_mm(x: Tensor, weight: Tensor, *ends: Tensor | None, **_: Any) -> Te
 
 
 def _bytes_inside(func: Any, args: Any) -> int:
-    """The dequantised weight that bitsandbytes holds while it multiplies with a 4-bit one."""
-    if str(func) != "bitsandbytes.gemm_4bit.default":
-        return 0
-    x, _, shape = args[:3]
-    num_bytes: int = math.prod(shape) * x.element_size()
-    return num_bytes
+    """What bitsandbytes holds while it multiplies: the dequantised 4-bit weight, or fp32 copies of both 8-bit factors."""
+    if str(func) == "bitsandbytes.gemm_4bit.default":
+        x, _, shape = args[:3]
+        num_bytes: int = math.prod(shape) * x.element_size()
+        return num_bytes
+    if str(func) == "bitsandbytes.int8_scaled_mm.default" and _copies_8bit_to_fp32():
+        x, weight = args[:2]
+        return 4 * int(x.numel() + weight.numel())
+    return 0
+
+
+def _copies_8bit_to_fp32() -> bool:
+    """Whether 8-bit products are fp32 ones on this device: bitsandbytes has its own on GPUs and for AVX-512."""
+    return torch.backends.cpu.get_cpu_capability() != "AVX512"
 
 
 def count_step(
@@ -423,6 +432,8 @@ def _as_on(device_kind: DeviceKind) -> Iterator[None]:
         stack.enter_context(_replaced(SlotDropout, "mask_like", by=_undrawn_mask))
         # A GPU's weights are kept in the machine's memory, which is not counted.
         stack.enter_context(_replaced(loading, "kept_weights", by=_copies if device_kind == "cpu" else list))
+        if device_kind != "cpu":
+            stack.enter_context(_replaced(sys.modules[__name__], "_copies_8bit_to_fp32", by=lambda: False))
         for owner, name in ((adapter_buffers, "pads_ranks"), (matmul, "keeps_fp32_sums")):
             stack.enter_context(_replaced(owner, name, by=lambda _: device_kind == "cuda"))
         for module in (matmul, patches):

@@ -13,15 +13,18 @@ import shutil
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from lorastudy.analysis.overview import Analysis
 from lorastudy.errors import StudyError
 from lorastudy.protocol.jobs import AdapterOrigin
 from lorastudy.protocol.run_folder import adapter_path, files_alone, inside
-from lorastudy.recommend.adapter import AdapterChoice, adapter_to_use
 from lorastudy.store import ExperimentTracker
 from lorastudy.store.views import ExperimentResult
 from lorastudy.suite.experiment import Experiment
+
+if TYPE_CHECKING:
+    from lorastudy.analysis.overview import Analysis
+    from lorastudy.recommend.adapter import AdapterChoice
 
 
 class AdapterPublisher:
@@ -93,14 +96,16 @@ def published(experiment: Experiment, *, suite_name: str, output: Path) -> Path 
 class ChosenAdapter:
     """The adapter to use of an arm, and its folder; None if every copy of it is gone."""
 
-    choice: AdapterChoice
+    choice: "AdapterChoice"
     folder: Path | None
 
 
 def chosen_adapter(
-    analysis: Analysis, arm: str, *, tracker: ExperimentTracker, output: Path
+    analysis: "Analysis", arm: str, *, tracker: ExperimentTracker, output: Path
 ) -> ChosenAdapter | None:
     """The adapter to use of one of the analysis' arms (`recommend.adapter`); None if no run of the arm has one."""
+    from lorastudy.recommend.adapter import adapter_to_use  # needs scipy, which a plan does not load
+
     study = analysis.study
     choice = adapter_to_use(study, study.arm(arm), metric=analysis.primary)
     if choice is None:
