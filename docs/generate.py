@@ -36,7 +36,7 @@ from library import library_reference
 from measurements import analysis_of
 from memory_error import error_summary, error_table
 from memory_tables import memory_blocks
-from methods_table import methods_summary, methods_table
+from methods_table import methods_by_family, methods_summary, methods_table
 from racing import BLOCKS as RACING_BLOCKS
 from rate_search import BLOCKS as RATE_SEARCH_BLOCKS
 from seeds_per_pack import seeds_per_pack_blocks
@@ -407,6 +407,7 @@ BLOCKS: Mapping[str, Block] = {
     "families-summary": lambda _, root: families_summary(root),
     "families-table": lambda _, root: _markdown(families_table(root)),
     "methods-summary": lambda _, root: methods_summary(root),
+    "methods-families": lambda _, root: _markdown(methods_by_family(root)),
     "methods-table": lambda _, root: _markdown(methods_table(root)),
     "tokenizers": lambda _, root: _markdown(tokenizer_table(root)),
     "changed-verdicts": _changed_verdicts_block,

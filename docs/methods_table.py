@@ -37,6 +37,32 @@ def methods_table(root: Path) -> Table:
     return Table(columns=columns, rows=tuple(_row(name, results) for name in _names(results)))
 
 
+def methods_by_family(root: Path) -> Table:
+    """One line for each method and engine that trains it: the error of a step's loss in each family, in fp32."""
+    results = _measured(root)["results"]
+    families = list(dict.fromkeys(result["family"] for result in results))
+    errors = {(each["method"], each["engine"], each["family"]): each["loss_error"] for each in results}
+    columns = (
+        TableColumn("In a suite file", numeric=False),
+        TableColumn("Engine", numeric=False),
+        *(TableColumn(family) for family in families),
+    )
+    rows = tuple(
+        (
+            Cell(_written(name)),
+            Cell(engine),
+            *(
+                Cell(f"{errors[name, engine, family]:.1e}" if (name, engine, family) in errors else ABSENT)
+                for family in families
+            ),
+        )
+        for name in _names(results)
+        for engine in _ENGINES
+        if any((name, engine, family) in errors for family in families)
+    )
+    return Table(columns=columns, rows=rows)
+
+
 def methods_summary(root: Path) -> str:
     """What was measured, on which families and versions, and the greatest error of all."""
     measured = _measured(root)
@@ -54,9 +80,8 @@ def _row(name: str, results: Sequence[Mapping[str, Any]]) -> tuple[Cell, ...]:
     own = [result for result in results if result["method"] == name]
     by_engine = {engine: [result for result in own if result["engine"] == engine] for engine in _ENGINES}
     ranks = {f"{result['rank']} → {result['num_saved_rank']}" for result in own if result["rank"] is not None}
-    other = f"peft: {{peft_type: {name}}}" if name.isupper() else f"method: {name}"
     return (
-        Cell(_WRITTEN.get(name, other)),
+        Cell(_written(name)),
         *(
             Cell(f"{max(result[key] for result in found):.1e}" if found else ABSENT)
             for key in ("loss_error", "saved_error")
@@ -64,6 +89,12 @@ def _row(name: str, results: Sequence[Mapping[str, Any]]) -> tuple[Cell, ...]:
         ),
         Cell(listing(sorted(ranks)) if ranks else ABSENT),
     )
+
+
+def _written(name: str) -> str:
+    """The method as a suite file has it."""
+    other = f"peft: {{peft_type: {name}}}" if name.isupper() else f"method: {name}"
+    return _WRITTEN.get(name, other)
 
 
 def _names(results: Sequence[Mapping[str, Any]]) -> list[str]:
