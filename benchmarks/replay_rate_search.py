@@ -34,12 +34,12 @@ from scipy.interpolate import PchipInterpolator
 from benchmarks.rate_grids import GRIDS, RateGrid, held_out_means, read_grids
 from lorastudy.engine.loading import BaseCache
 from lorastudy.suite.experiment import Experiment
+from lorastudy.suite.parabola import parabola
 from lorastudy.suite.rate_search import (
     DIVERGED,
     Merit,
     design,
     nearest_place,
-    parabola,
     published_rates,
     rate_of,
 )
@@ -360,7 +360,7 @@ def replayed(grids: Sequence[RateGrid]) -> dict[str, Any]:
 def nearness(curves: Curves) -> dict[str, Any]:
     """How often the best rate lies within the factor that reports tell, as seen by the seeds that took no part.
 
-    The factor is that of the product (`suite.rate_search.Parabola.factor`): its noise is the residual of arms and the other seeds at
+    The factor is that of the product (`suite.parabola.Parabola.factor`): its noise is the residual of arms and the other seeds at
     the rates found, as `stats.rate_choice` has it. `shape_error` is what noise does not explain of the distances, in steps: root
     of their mean square less that of the noise, of which the best rate by the other seeds has a share, too.
     """

@@ -54,6 +54,8 @@ def _on_edge(case: Case) -> Iterator[Breach]:
     for arms in configurations(case.study):
         if is_still_sought(case.study, arms, metric=case.metric):  # then LS106 says so
             continue
+        if case.study.is_left_out(arms):  # nothing is said of it
+            continue
         grid = [arm for arm in arms if _rates([arm])]
         rates = _rates(grid)
         best = best_if_on_edge(case.study, grid, metric=case.metric) if len(rates) > 1 else None

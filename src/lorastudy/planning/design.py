@@ -23,7 +23,8 @@ from lorastudy.stats.summary import Metric, primary_metric_of
 from lorastudy.store import ExperimentTracker
 from lorastudy.store.views import ExperimentResult
 from lorastudy.suite.base_model import base_model_fingerprint
-from lorastudy.suite.experiment import Experiment
+from lorastudy.suite.experiment import Experiment, tagged_hash
+from lorastudy.suite.finals import Finals
 from lorastudy.suite.rate_search import DIVERGED, Design, Merit, NumSteps, design, foreseen
 from lorastudy.suite.settings import Settings
 from lorastudy.suite.suite import Fingerprint, Suite
@@ -65,8 +66,10 @@ class Designer:
     fingerprint_base: Fingerprint = field(default_factory=lambda: functools.cache(base_model_fingerprint))
     num_steps: NumSteps = field(default_factory=steps_counter)
 
-    def design(self, merits: Mapping[str, Merit | None] | None = None) -> Design:
-        """The suite's design given these merits; without merits, its first round.
+    def design(
+        self, merits: Mapping[str, Merit | None] | None = None, *, finals: Finals | None = None
+    ) -> Design:
+        """The suite's design given these merits, and the finals of a suite with a time budget; without merits, its first round.
 
         Raises:
             SuiteFileError, StudyError: as `suite.suite.expand`.
@@ -79,17 +82,19 @@ class Designer:
             fingerprint_base=self.fingerprint_base,
             merits=merits,
             num_steps=self.num_steps,
+            finals=finals,
         )
 
     def by_now(self, tracker: ExperimentTracker | None) -> Design:
         """The suite's design given the results in the store; without a store, its first round."""
-        designed = self.design()
+        finals = None if tracker is None else stored_finals(self.suite, tracker)
+        designed = self.design(finals=finals)
         merits: dict[str, Merit | None] = {}
         looked_up: frozenset[str] = frozenset()
         while tracker is not None and (unread := designed.tuning - looked_up):
             merits |= merits_of(unread, tracker=tracker, metric=primary_metric_of(self.suite.question))
             looked_up |= unread
-            designed = self.design(merits)
+            designed = self.design(merits, finals=finals)
         return designed
 
     def foreseen(self) -> tuple[Experiment, ...]:
@@ -100,6 +105,25 @@ class Designer:
             fingerprint_base=self.fingerprint_base,
             num_steps=self.num_steps,
         )
+
+
+def finals_key(suite: Suite) -> str:
+    """The key of the decision on a suite's finals. Other arms, another budget or other libraries need another decision."""
+    asked = suite.to_json()
+    about = {
+        key: asked.get(key)
+        for key in ("arms", "tuning_seeds", "time_budget_hours", "primary_metric", "margin")
+    }
+    return tagged_hash("decision", ["finals", about, libraries_of_now()])
+
+
+def stored_finals(suite: Suite, tracker: ExperimentTracker) -> Finals | None:
+    """The finals that were decided for a suite with a time budget, if they were."""
+    if suite.time_budget_hours is None:
+        return None
+    key = finals_key(suite)
+    found = (decision for decision in tracker.get_decisions(suite.name) if decision.key == key)
+    return next((Finals.from_json(decision.content) for decision in found), None)
 
 
 def is_new(store: str | Path) -> bool:

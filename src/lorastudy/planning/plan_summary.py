@@ -50,14 +50,22 @@ def size_line(plan: "StudyPlan") -> str:
     """The number of experiments in the plan, and how many are done. With `learning_rate: auto` the total is a range."""
     num_known, num_missing = len(plan.design.experiments), len(plan.missing)
     done = f"{num_known - num_missing} of them done; {num_missing} to run in {plural(len(plan.packs), 'pack')}{_to_score(plan)}"
+    then = "" if _has_its_runs(plan) else " The finals follow, with as many seeds as the time left allows."
     if not plan.design.num_open:
-        return f"{plural(num_known, 'experiment')}, {done}. An experiment is an arm with one seed."
+        return f"{plural(num_known, 'experiment')}, {done}.{then} An experiment is an arm with one seed."
     least, most = _totals(plan)
+    if then:
+        return f"{least} to {most} experiments look for learning rates. {num_known} are known now, {done}.{then} An experiment is an arm with one seed."
     return (
         f"{least} to {most} experiments in all, most likely close to {least}: the search for a learning rate ends once the best one lies "
         f"between two others. {num_known} are known now, {done}. "
         "An experiment is an arm with one seed."
     )
+
+
+def _has_its_runs(plan: "StudyPlan") -> bool:
+    """Whether nothing but the search decides which experiments the suite has: it has no time budget, or its finals are decided."""
+    return plan.suite.time_budget_hours is None or plan.design.finals is not None
 
 
 def _totals(plan: "StudyPlan") -> tuple[int, int]:
@@ -110,12 +118,24 @@ def _search(plan: "StudyPlan") -> Iterator[str]:
     if not plan.design.num_open:
         return
     least, most = _totals(plan)
+    if not _has_its_runs(plan):
+        yield _budget(plan)
+        return
     looks, reports = ("looks", "reports") if plan.design.num_open == 1 else ("look", "report")
     yield (
         f"learning_rate auto: {plural(plan.design.num_open, 'arm')} {looks} for a rate on the held-out rows, with the seed "
         f"{plan.suite.tuning_seeds[0]}, each from the rate that its nearest neighbour found, and then {reports} at it: {least} "
         "experiments in all. While an arm's best rate is the lowest or the highest one tried, the search also tries the next "
         f"rate beyond it, so the total may be up to {most}"
+    )
+
+
+def _budget(plan: "StudyPlan") -> str:
+    """What a suite with a time budget does with it."""
+    return (
+        f"time budget {duration(3600 * (plan.suite.time_budget_hours or 0))}: {plural(len(plan.suite.arms), 'arm')} look for learning "
+        f"rates on the held-out rows, with the seed {plan.suite.tuning_seeds[0]}, in the first half. Arms that are clearly behind are then "
+        "left out. The others run the finals with fresh seeds, as many as the time left allows, and only these report"
     )
 
 

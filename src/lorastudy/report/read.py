@@ -110,7 +110,8 @@ def _studied(
 ) -> Studied:
     stated = suite.questions[-1].question if suite.questions else None
     own = study if stated is None else replace(study, tuning_seeds=frozenset(stated.tuning_seeds))
-    own = own.labelled()
+    decided = tracker.get_decisions(study.suite_name)
+    own = replace(own, has_finals=any("finalists" in one.content for one in decided)).labelled()
     criterion = replace(criterion_of(own, stated), late=set_late(suite.questions))
     items = stored_items(tracker, own, metrics=criterion.metrics_by_item)
     return Studied(

@@ -8,6 +8,7 @@ resume from the last checkpoint.
 """
 
 import os
+import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -60,6 +61,8 @@ class Callbacks:
     """Called with every stored record and with every worker's exit."""
     is_leaving: Callable[[], bool] = lambda: False
     """Whether the user has asked to stop. The caller also calls `Executor.leave`, so running packs end in order."""
+    clock: Callable[[], float] = time.monotonic
+    """Seconds since some moment. A time budget counts by it."""
 
 
 @dataclass(kw_only=True)

@@ -2,9 +2,11 @@
 
     while (phase := next_phase(plan, results)) is not None: run it
 
-A phase is a stretch of the run whose packs train side by side. Three sources ask for phases:
+A phase is a stretch of the run whose packs train side by side. Four sources ask for phases:
 
 - Search: with `learning_rate: auto` the results of one round decide which experiments the next has (`suite.rate_search`).
+- Finals: with a time budget the search ends in time, and the arms that may be the best report with fresh seeds
+  (`running.finals`).
 - Racing: the packs of a round pause at each rung, and arms that are clearly behind are pruned (`running.racing`).
 - Balancing: packs of unequal size pause once, and some arms go on in packs of their own (`planning.packing`).
 
@@ -19,7 +21,8 @@ from pathlib import Path
 
 from lorastudy.planning.packing import PlannedPack
 from lorastudy.planning.study_plan import StudyPlan
-from lorastudy.report.numbers import listing, names
+from lorastudy.report.numbers import listing, names, plural
+from lorastudy.running.finals import FinalsDecision, decide_finals, is_time_up
 from lorastudy.running.racing import RungDecision, decide_at
 from lorastudy.running.results import Results
 from lorastudy.suite.experiment import Experiment
@@ -39,6 +42,8 @@ class Phase:
     packs: tuple[PlannedPack, ...] = ()
     decisions: tuple[RungDecision, ...] = ()
     """Decisions of a race that led to this phase. They are put on record before its packs run."""
+    finals: FinalsDecision | None = None
+    """A decision on the finals of a suite with a time budget. The phase has no packs: the finals are the next round."""
     searching: frozenset[str] = frozenset()
     """Experiments that look for a learning rate: that one of them diverges is an answer and no failure."""
     is_scoring: bool = False
@@ -52,11 +57,14 @@ def next_phase(plan: StudyPlan, results: Results) -> Phase | None:
     source = _racing if plan.suite.rungs else _balancing
     for number, of_round in enumerate(results.design.rounds, start=1):
         phase = source(plan, results, of_round=of_round) or _scoring(results, of_round=of_round)
+        if phase is not None and is_time_up(plan, results, of_round=of_round):
+            break
         if phase is not None:
             name = ", ".join(filter(None, [_round_name(results.design, of_round, number=number), phase.name]))
             labels = experiment_labels(results.design.of_every_arm, tuning=results.design.tuning)
             return replace(phase, name=name, searching=results.design.tuning, labels=labels)
-    return None
+    finals = decide_finals(plan, results)
+    return None if finals is None else Phase(finals=finals)
 
 
 def _racing(plan: StudyPlan, results: Results, *, of_round: Sequence[Experiment]) -> Phase | None:
@@ -172,6 +180,8 @@ def _round_name(design: Design, of_round: Sequence[Experiment], *, number: int) 
     num_reporting = len(of_round) - num_tuning
     if not num_reporting:
         does = "looking for learning rates"
+    elif design.finals is not None:
+        does = f"the finals: {plural(len(design.finals.finalists), 'arm')} with {plural(len(design.finals.seeds), 'fresh seed')}"
     elif not num_tuning:
         does = "at the learning rates found"
     else:

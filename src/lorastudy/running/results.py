@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,7 +46,7 @@ class Results:
     cut_off: frozenset[str] = frozenset()
     """Open experiments whose newest attempt was interrupted."""
     stored: tuple[ExperimentResult, ...] = ()
-    """The results of a suite that races."""
+    """The results of a suite that races or has a time budget."""
     decided: Mapping[str, StoredDecision] = field(default_factory=dict)
     """The study's stored racing decisions, by key."""
     to_score: tuple[PlannedPack, ...] = ()
@@ -56,6 +57,8 @@ class Results:
     """How the scoring of adapters ended in this call, by experiment."""
     rung_losses: "Mapping[float, Mapping[str, ItemScores]]" = field(default_factory=dict)
     """The held-out loss of every item, by rung and experiment."""
+    elapsed_seconds: float = 0.0
+    """Work so far, of a suite with a time budget: this call and earlier ones, without the hours in between."""
 
     @property
     def pruned(self) -> frozenset[str]:
@@ -76,10 +79,12 @@ def read_results(
     ended: Mapping[str, Outcome] | None = None,
     scored: Mapping[str, Outcome] | None = None,
     output: Path | None = None,
+    elapsed_seconds: float = 0.0,
 ) -> Results:
     """The state of the study. First stores the records that workers of a killed runner left behind.
 
-    `ended` and `scored` are the outcomes of this call. `output` is where adapters are published.
+    `ended` and `scored` are the outcomes of this call. `output` is where adapters are published. `elapsed_seconds` is the
+    work so far.
     """
     design = _design_by_now(plan, tracker=tracker)
     missing = not_done(design.experiments, tracker=tracker, searching=design.tuning)
@@ -92,7 +97,7 @@ def read_results(
     }
     stored = (
         current_results(design.experiments, suite_name=plan.suite.name, tracker=tracker)
-        if plan.suite.rungs
+        if plan.suite.rungs or plan.suite.time_budget_hours is not None
         else []
     )
     to_score, gone = scoring_packs(
@@ -114,7 +119,40 @@ def read_results(
         stored=tuple(stored),
         decided={decision.key: decision for decision in tracker.get_decisions(plan.suite.name)},
         rung_losses=_rung_losses(plan, stored, tracker=tracker),
+        elapsed_seconds=elapsed_seconds,
     )
+
+
+def seconds_before(plan: StudyPlan, *, tracker: ExperimentTracker) -> float:
+    """Seconds of work that earlier calls did for a suite with a time budget; 0 for another suite.
+
+    An attempt that was cut off ended with its last record, which is when its file was last written.
+    """
+    if plan.suite.time_budget_hours is None:
+        return 0.0
+    design = _design_by_now(plan, tracker=tracker)
+    intervals = []
+    for run in tracker.get_runs([experiment.id for experiment in design.experiments]):
+        over = run.finished_at
+        records = Path(run.run_folder) / RECORDS_NAME
+        if over is not None and run.status == "stopped" and records.is_file():
+            over = min(over, datetime.fromtimestamp(records.stat().st_mtime, tz=UTC).isoformat())
+        if over is not None:
+            intervals.append((run.started_at, over))
+    return seconds_of_work(intervals)
+
+
+def seconds_of_work(intervals: Iterable[tuple[str, str]]) -> float:
+    """Seconds that at least one of the intervals covers. Their ends are times in ISO format.
+
+    Runs of one pack share their seconds, and so do packs side by side.
+    """
+    covered, end = 0.0, None
+    for begun, over in sorted((datetime.fromisoformat(a), datetime.fromisoformat(b)) for a, b in intervals):
+        first = begun if end is None else max(begun, end)
+        covered += max(0.0, (over - first).total_seconds())
+        end = over if end is None else max(end, over)
+    return covered
 
 
 def _design_by_now(plan: StudyPlan, *, tracker: ExperimentTracker) -> Design:

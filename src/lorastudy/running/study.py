@@ -15,11 +15,11 @@ from lorastudy.errors import StudyError
 from lorastudy.executors import Executor, local_executor
 from lorastudy.planning.study_plan import StudyPlan
 from lorastudy.protocol.records import Outcome
-from lorastudy.running import racing
+from lorastudy.running import finals, racing
 from lorastudy.running.adapters import AdapterPublisher
 from lorastudy.running.phase_runner import Callbacks, PhaseRunner, RunOptions, failures, is_too_high
 from lorastudy.running.phases import next_phase
-from lorastudy.running.results import Results, read_results, release_checkpoints
+from lorastudy.running.results import Results, read_results, release_checkpoints, seconds_before
 from lorastudy.running.scoring import take_scores_left
 from lorastudy.store import ExperimentTracker, rebuilding
 from lorastudy.suite.question import subject
@@ -119,8 +119,12 @@ def run_study(
     scored: dict[str, Outcome] = {}
     damaged = take_scores_left(tracker, runs=options.runs) if plan.suite.metrics else []
     registered: Design | None = None
+    before, begun = seconds_before(plan, tracker=tracker), callbacks.clock()
     while True:
-        results = read_results(plan, tracker=tracker, ended=ended, scored=scored, output=options.output)
+        results = read_results(
+            plan, tracker=tracker, ended=ended, scored=scored, output=options.output,
+            elapsed_seconds=before + callbacks.clock() - begun,
+        )  # fmt: skip
         if results.design != registered:
             _register(plan, results, publisher=publisher, tracker=tracker, is_first=registered is None)
             rebuilding.keep_note(tracker, plan.suite.name, runs=options.runs)
@@ -134,6 +138,8 @@ def run_study(
             break
         for decision in phase.decisions:
             racing.put_on_record(decision, suite_name=plan.suite.name, tracker=tracker, runs=options.runs)
+        if phase.finals is not None:
+            finals.put_on_record(phase.finals, suite_name=plan.suite.name, tracker=tracker, runs=options.runs)
         if phase.packs:
             callbacks.on_phase(phase)
             ends = scored if phase.is_scoring else ended

@@ -21,8 +21,8 @@ from lorastudy.stats.study import CHOOSING_SPLIT, STUDIED_KEYS, Study, StudyArm,
 from lorastudy.stats.summary import LOSS, Metric, are_equal, scores_by_seed
 from lorastudy.store.views import ExperimentResult
 from lorastudy.suite.experiment import canonical_json
+from lorastudy.suite.parabola import parabola
 from lorastudy.suite.question import rung_of, rung_split
-from lorastudy.suite.rate_search import parabola
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,8 +114,10 @@ def is_still_sought(study: Study, arms: Sequence[StudyArm], *, metric: Metric) -
     """Whether a search has tried rates for this configuration and has not chosen one.
 
     The runs at the chosen rate are the first that report. A search of which every run diverged, or got no value of the metric,
-    found no rate and is over.
+    found no rate and is over. So is every search once the finals of a suite with a time budget are decided.
     """
+    if study.has_finals:
+        return False
     completed = any(not _is_without_value(study, run, metric=metric) for arm in arms for run in arm.completed)
     return bool(study.tuning_seeds) and completed and not any(study.reporting_runs(arm) for arm in arms)
 
@@ -170,7 +172,7 @@ def best_of(study: Study, arms: Sequence[StudyArm], *, metric: Metric) -> StudyA
 def best_rate_within(study: Study, arms: Sequence[StudyArm], *, metric: Metric) -> float | None:
     """The factor of the chosen rate within which the best rate of a configuration lies, in 95 of 100 cases.
 
-    From the parabola through the best rate tried and its neighbours (`suite.rate_search.Parabola.factor`), by the metric, or by the
+    From the parabola through the best rate tried and its neighbours (`suite.parabola.Parabola.factor`), by the metric, or by the
     loss if the metric is the same at all rates. None if no parabola can be fitted (the best rate is on the edge, or beside a
     rate that diverged), the metric failed for more rows at one rate than at another, or the noise is unknown.
     """

@@ -142,6 +142,8 @@ class Study:
     """Seeds of the runs that chose learning rates, as the suite's question states them. These runs report nothing."""
     suite_order: tuple[str, ...] = ()
     """The names of the arms as the suite lists them, if they are read in another order."""
+    has_finals: bool = False
+    """Whether the suite has a time budget and has decided its finals: an arm without a reporting run then takes no part in them."""
 
     @cached_property
     def labels(self) -> Mapping[str, str]:
@@ -210,6 +212,10 @@ class Study:
     def reporting_runs(self, arm: StudyArm) -> tuple[ExperimentResult, ...]:
         """The arm's results, whatever their status, without those that chose its learning rate."""
         return tuple(result for result in arm.results if result.seed not in self.tuning_seeds)
+
+    def is_left_out(self, arms: Iterable[StudyArm]) -> bool:
+        """Whether these arms of one configuration take no part in the finals."""
+        return self.has_finals and not any(self.reporting_runs(arm) for arm in arms)
 
     def choosing_runs(self, arm: StudyArm) -> tuple[ExperimentResult, ...]:
         """The arm's results, whatever their status, that choose its learning rate: its tuning runs if it has any, else all."""

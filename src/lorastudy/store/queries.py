@@ -81,7 +81,7 @@ def attempts(connection: Connection, experiment_ids: Sequence[str]) -> list[RunV
     wanted = set(experiment_ids)
     found = [row for row in rows.intact(connection, runs) if row["experiment_id"] in wanted]
     found.sort(key=lambda row: (row["attempt"], row["started_at"]), reverse=True)
-    columns = ("experiment_id", "attempt", "status", "pack_id", "run_folder")
+    columns = ("experiment_id", "attempt", "status", "pack_id", "run_folder", "started_at", "finished_at")
     return [RunView(**{name: row[name] for name in columns}) for row in found]
 
 

@@ -115,6 +115,9 @@ class RunView:
     status: str
     pack_id: str
     run_folder: str
+    started_at: str
+    finished_at: str | None = None
+    """None while it runs. An attempt that was cut off ends when a later call finds it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -176,6 +176,21 @@ def check_tuning_seeds(given: Given | None, levels: Sequence[Level], *, problems
             problems.add(given.place, path=given.path, cause=cause)
 
 
+def check_time_budget(given: Given | None, levels: Sequence[Level], *, problems: Problems) -> None:
+    """Note each reason why the suite cannot choose its reporting arms: it has no search, a single arm, or unequal seeds."""
+    if given is None or given.values[0] is None:
+        return
+    causes = []
+    if any(_given(level, "learning_rate") != (AUTO,) for level in levels):
+        causes.append("needs learning_rate: auto for every arm, since the search chooses which arms report")
+    if sum(map(num_combinations, levels)) < 2:
+        causes.append("needs at least two arms to choose from; remove it, or add arms")
+    if len({frozenset(_seeds(level)) for level in levels}) > 1:
+        causes.append("needs the same seeds for all arms, since they are compared seed by seed")
+    for cause in causes:
+        problems.add(given.place, path=given.path, cause=cause)
+
+
 def check_racing(
     given: Given | None, levels: Sequence[Level], *, metric: Given | None, problems: Problems
 ) -> None:

@@ -102,6 +102,8 @@ class Question:
     """Pairs (`base_model` or a data set's key, fingerprint). Empty if an older version stored the question."""
     metrics: tuple[MetricDefinition, ...] = ()
     """The metrics that are measured besides those that every run has."""
+    time_budget_hours: float | None = None
+    """Hours after which the suite must have its answer. They decide how many arms report and with how many of the seeds."""
 
     @property
     def id(self) -> str:
@@ -111,7 +113,7 @@ class Question:
     def to_json(self) -> dict[str, Any]:
         """All of it as plain JSON values; `from_json` is its inverse."""
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
-        for later in ("rungs", "subject", "metrics"):
+        for later in ("rungs", "subject", "metrics", "time_budget_hours"):
             if not plain[later]:
                 del plain[later]  # so that questions stored before this key existed keep their ids
         return plain

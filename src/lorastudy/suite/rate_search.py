@@ -18,6 +18,9 @@ Rates are compared by the suite's primary metric on the held-out rows, and at eq
 which the run diverged is worse than any other. A rate whose run was lost is skipped, as if it were not on the ladder.
 It is tried again only if no other rate of the arm has a result.
 
+With a time budget no arm reports by itself. The search may end before every arm has its rate, and then the finals
+(`suite.finals`) say which arms report, at which rate and with which seeds.
+
 The published rule ("LoRA Without Regret", 2025; 14 models): the best rate for an adapter is about ten times that
 of full fine-tuning, and falls with the hidden size h as
 
@@ -35,6 +38,8 @@ from typing import Any, NamedTuple
 
 from lorastudy.suite.base_model import read_config
 from lorastudy.suite.experiment import Experiment
+from lorastudy.suite.finals import Finals
+from lorastudy.suite.parabola import parabola
 from lorastudy.suite.settings import Settings
 from lorastudy.suite.suite import Arm, Fingerprint, Suite, expand
 
@@ -98,6 +103,21 @@ class Search:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Standing:
+    """How far an arm's search has come: its best learning rate so far, and the run that tried it or the nearest one."""
+
+    arm: int
+    """Its index among the suite's arms."""
+    learning_rate: float
+    """The rate that the search chose; the best one tried while it is open."""
+    merit: Merit
+    """Of the best rate tried."""
+    experiment_id: str
+    """The run at the best rate tried."""
+    is_over: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class Design:
     """All experiments of a suite that are known from the results so far.
 
@@ -115,6 +135,10 @@ class Design:
     """Runs of the search that were lost and are not tried again. They stay in the suite for its report to name."""
     waiting: tuple[Experiment, ...] = ()
     """For each arm that waits for a neighbour: one experiment by the published rule, for planning. It does not run."""
+    standings: tuple[Standing, ...] = ()
+    """With a time budget: the arms of which a search has a result, in the order of the suite."""
+    finals: Finals | None = None
+    """With a time budget: the finals, once they are decided."""
 
     @property
     def reporting(self) -> tuple[Experiment, ...]:
@@ -134,10 +158,12 @@ def design(
     fingerprint_base: Fingerprint,
     merits: Merits | None = None,
     num_steps: NumSteps = lambda settings: settings.max_steps,
+    finals: Finals | None = None,
 ) -> Design:
     """The suite's experiments given the results so far; without results, the first round.
 
-    An experiment that is not in `merits` counts as not ended.
+    An experiment that is not in `merits` counts as not ended. In a suite with a time budget nothing reports before its
+    `finals` are decided.
 
     Raises:
         SuiteFileError, StudyError: as `expand`.
@@ -147,36 +173,89 @@ def design(
         "fingerprint_base": functools.cache(fingerprint_base),
     }
     arms = _Arms.of(suite, num_steps)
-    searches = arms.first_searches()
+    searches = before = arms.first_searches()
     rounds: list[tuple[Experiment, ...]] = []
     while True:
-        fixed = list(_fixed_arms(suite, searches))
-        not_begun = [suite.arms[number] for number, search in searches.items() if not search.tried]
-        begun = replace(suite, arms=tuple(each.arm for each in fixed))
-        experiments = expand(begun, waiting=not_begun, **fingerprints)
-        asked = {each.id for of_round in rounds for each in of_round}
-        rounds.append(tuple(each for each in experiments if each.id not in asked))
-        tuning = _tuning_runs(fixed, experiments, seeds=suite.tuning_seeds)
-        looked_on = {
-            number: _next(search, merits=_by_place(number, tuning, merits=merits or {}))
-            for number, search in searches.items()
-        }
-        further = {number: arms.begun(number, looked_on) for number in searches}
-        if further == searches:
+        asked = _asked(suite, searches, reports=_reports(suite, searches), **fingerprints)
+        new = asked.not_in(rounds)
+        if finals is not None and not {each.id for each in new}.issubset(finals.searched):
+            searches = before  # the finals were decided before this round began
             break
-        searches = further
-    known = {each.id for each in experiments}
+        rounds.append(new)
+        by_place = {n: _by_place(n, asked.tuning, merits=merits or {}) for n in searches}
+        looked_on = {n: _next(search, merits=by_place[n]) for n, search in searches.items()}
+        before, searches = searches, {n: arms.begun(n, looked_on) for n in searches}
+        if searches == before:
+            break
+    if finals is not None:
+        reports = {f.arm: (f.learning_rate, finals.seeds) for f in finals.finalists}
+        asked = _asked(suite, searches, reports=reports, **fingerprints)
+        rounds.append(asked.not_in(rounds))
+        searches = {n: replace(search, is_over=True) for n, search in searches.items() if search.tried}
+    known = {each.id for each in asked.experiments}
     waiting = [number for number, search in searches.items() if not search.tried]
     return Design(
-        experiments=experiments,
+        experiments=asked.experiments,
         # without experiments that were added and then passed over
         rounds=tuple(kept for of_round in rounds if (kept := tuple(e for e in of_round if e.id in known))),
-        tuning=frozenset(run.id for run in tuning.values()),
+        tuning=frozenset(run.id for run in asked.tuning.values()),
         num_open=sum(not search.is_over for search in searches.values()),
         to_come=_to_come(suite, searches),
         passed=tuple(each for of_round in rounds for each in of_round if each.id not in known),
         waiting=_by_the_rule(suite, {number: searches[number] for number in waiting}, **fingerprints),
+        standings=()
+        if suite.time_budget_hours is None
+        else tuple(_standings(searches, asked.tuning, merits=merits or {})),
+        finals=finals,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """The experiments that the searches ask for by now, and those of them that tune, by arm and place."""
+
+    experiments: tuple[Experiment, ...]
+    tuning: Mapping[tuple[int, int], Experiment]
+
+    def not_in(self, rounds: Sequence[Sequence[Experiment]]) -> tuple[Experiment, ...]:
+        """Those that no round has yet."""
+        known = {each.id for of_round in rounds for each in of_round}
+        return tuple(each for each in self.experiments if each.id not in known)
+
+
+def _asked(
+    suite: Suite, searches: Mapping[int, Search], *, reports: "_Reports", **fingerprints: Fingerprint
+) -> _Asked:
+    fixed = list(_fixed_arms(suite, searches, reports))
+    not_begun = [suite.arms[number] for number, search in searches.items() if not search.tried]
+    begun = replace(suite, arms=tuple(each.arm for each in fixed))
+    experiments = expand(begun, waiting=not_begun, **fingerprints)
+    return _Asked(experiments=experiments, tuning=_tuning_runs(fixed, experiments, seeds=suite.tuning_seeds))
+
+
+def _standings(
+    searches: Mapping[int, Search],
+    tuning: Mapping[tuple[int, int], Experiment],
+    *,
+    merits: Mapping[str, Merit | None],
+) -> Iterator[Standing]:
+    """The arms of which at least one run has a finite merit."""
+    for number, search in searches.items():
+        known = {
+            place: merit
+            for place, merit in _by_place(number, tuning, merits=merits).items()
+            if merit is not None and merit != DIVERGED
+        }
+        if not known:
+            continue
+        best = min(known, key=lambda place: (known[place], place))
+        yield Standing(
+            arm=number,
+            learning_rate=rate_of(best) if search.chosen is None else search.chosen,
+            merit=known[best],
+            experiment_id=tuning[number, best].id,
+            is_over=search.is_over,
+        )
 
 
 def foreseen(
@@ -196,7 +275,8 @@ def foreseen(
         )
         for number, search in _Arms.of(suite, num_steps).first_searches().items()
     }
-    fixed = replace(suite, arms=tuple(each.arm for each in _fixed_arms(suite, searches)))
+    reports = {n: (search.chosen, suite.arms[n].seeds) for n, search in searches.items() if search.chosen}
+    fixed = replace(suite, arms=tuple(each.arm for each in _fixed_arms(suite, searches, reports)))
     return expand(fixed, fingerprint_dataset=fingerprint_dataset, fingerprint_base=fingerprint_base)
 
 
@@ -344,18 +424,31 @@ class _FixedArm:
     place: int | None
 
 
-def _fixed_arms(suite: Suite, searches: Mapping[int, Search]) -> Iterator[_FixedArm]:
-    """The suite's arms at single rates: tried rates with the tuning seed, the chosen rate with the reporting seeds."""
+#: The rate at which each arm reports, by its number, and its seeds.
+_Reports = Mapping[int, tuple[float, Sequence[int]]]
+
+
+def _reports(suite: Suite, searches: Mapping[int, Search]) -> _Reports:
+    """Every arm reports at the rate that its search found; with a time budget none does before the finals."""
+    if suite.time_budget_hours is not None:
+        return {}
+    return {
+        n: (search.chosen, suite.arms[n].seeds) for n, search in searches.items() if search.chosen is not None
+    }
+
+
+def _fixed_arms(suite: Suite, searches: Mapping[int, Search], reports: _Reports) -> Iterator[_FixedArm]:
+    """The suite's arms at single rates: tried rates with the tuning seed, the one that reports with its seeds."""
     for number, arm in enumerate(suite.arms):
         if not arm.seeks_rate:
             yield _FixedArm(arm=arm, number=number, place=None)
             continue
-        search = searches[number]
-        places: dict[float, int | None] = {rate_of(place): place for place in search.tried}
-        if search.chosen is not None:
-            places.setdefault(search.chosen, None)
+        places: dict[float, int | None] = {rate_of(place): place for place in searches[number].tried}
+        reported, seeds = reports.get(number, (None, ()))
+        if reported is not None:
+            places.setdefault(reported, None)
         for rate, place in sorted(places.items()):
-            reporting = arm.seeds if rate == search.chosen else ()
+            reporting = seeds if rate == reported else ()
             tuning = suite.tuning_seeds[:1] if place is not None else ()
             yield _FixedArm(arm=_at(arm, rate, seeds=(*reporting, *tuning)), number=number, place=place)
 
@@ -401,9 +494,13 @@ def _by_the_rule(
 
 
 def _to_come(suite: Suite, searches: Mapping[int, Search]) -> tuple[int, int]:
-    """The fewest and the most runs to come: for each open search the reporting runs, plus one run per further rate."""
+    """The fewest and the most runs to come: for each open search the reporting runs, plus one run per further rate.
+
+    The finals of a suite with a time budget are not among them.
+    """
     still_open = [number for number, search in searches.items() if not search.is_over]
-    reporting = sum(len(suite.arms[number].seeds) for number in still_open)
+    reports_at_once = suite.time_budget_hours is None
+    reporting = sum(len(suite.arms[number].seeds) for number in still_open) if reports_at_once else 0
     least = sum(_NUM_AROUND for number in still_open if not searches[number].tried)
     most = sum(_most_further_places(searches[number]) for number in still_open)
     return reporting + least, reporting + most
@@ -480,63 +577,3 @@ def first_places(config: Mapping[str, Any] | None, *, num_steps: int | None, is_
     places = [nearest_place(rate) for rate in published_rates(config, num_steps=num_steps, is_full=is_full)]
     around = AROUND_KNOWN if _powers(config) else AROUND_UNKNOWN
     return Places(min(places) - around, max(places) + around + 1)
-
-
-#: The error from taking the loss curve for a parabola: the distance between their lowest points, as a share of the step
-#: between rates. It is the root mean square beyond the noise, on the recorded grid with the largest error: a language
-#: model on real rows. The lab has 0.14 (`benchmarks.replay_rate_search`).
-SHAPE_ERROR = 0.37
-
-
-@dataclass(frozen=True, kw_only=True)
-class Parabola:
-    """A parabola through three losses over the natural log of the learning rate. Its lowest point lies between them."""
-
-    rate: float
-    """The learning rate at the lowest point."""
-    step: float
-    """Half the distance between the lowest and the highest of the three rates, in log rate."""
-    curvature: float
-    """The loss at a distance d in log rate is the lowest loss plus `curvature` times d squared."""
-    slopes: tuple[float, float, float]
-    """The derivative of the log of `rate` by each of the three losses, in log rate per unit of loss."""
-
-    def spread(self, loss_sd: float) -> float:
-        """Standard deviation of the log of `rate` if each loss has the standard deviation `loss_sd` (delta method)."""
-        return loss_sd * math.sqrt(math.fsum(slope**2 for slope in self.slopes))
-
-    def factor(self, loss_sd: float, *, taken: float) -> float:
-        """The factor within which the best rate lies around the rate `taken`, in 95 of 100 cases.
-
-        exp(|log(rate / taken)| + 1.96 s), where s combines the noise of the losses (`spread`) and `SHAPE_ERROR`.
-        """
-        deviation = math.hypot(self.spread(loss_sd), SHAPE_ERROR * self.step)
-        return math.exp(abs(math.log(self.rate / taken)) + 1.96 * deviation)
-
-
-def parabola(points: Sequence[tuple[float, float]]) -> Parabola | None:
-    """The parabola through three points (rate, loss), the middle one lowest; None if it has no lowest point.
-
-    With log rates x, slopes d = (y1 - y0) / (x1 - x0) and e = (y2 - y1) / (x2 - x1), and curvature
-    c = (e - d) / (x2 - x0), the lowest point is (x0 + x1) / 2 - d / (2 c) (Newton's form of the interpolation). It lies
-    between the middles of the two steps, because the middle loss is the lowest. Next to a diverged rate there is no
-    parabola: an infinite loss shows the better side, but no distance.
-    """
-    x, y = [math.log(rate) for rate, _ in points], [loss for _, loss in points]
-    if not all(map(math.isfinite, y)):
-        return None
-    left, right, both = x[1] - x[0], x[2] - x[1], x[2] - x[0]
-    d, e = (y[1] - y[0]) / left, (y[2] - y[1]) / right
-    curvature = (e - d) / both
-    if curvature <= 0:
-        return None
-    # the derivatives of d and of the curvature by y0, y1, y2
-    of_d = (-1 / left, 1 / left, 0.0)
-    of_c = (1 / (left * both), -1 / (left * right), 1 / (right * both))
-    slopes = [(-dd + d / curvature * dc) / (2 * curvature) for dd, dc in zip(of_d, of_c, strict=True)]
-    return Parabola(
-        rate=math.exp((x[0] + x[1]) / 2 - d / (2 * curvature)),
-        step=both / 2,
-        curvature=curvature,
-        slopes=(slopes[0], slopes[1], slopes[2]),
-    )

@@ -100,6 +100,8 @@ class Suite:
     """Shares of the training at which racing stops arms that are clearly behind; empty without racing."""
     metrics: tuple[MetricDefinition, ...] = ()
     """The metrics that are measured besides those that every run has."""
+    time_budget_hours: float | None = None
+    """Hours of work after which the suite must have its answer. It then chooses which arms report, and with how many seeds."""
 
     def __repr__(self) -> str:
         arms, seeds = len(self.arms), len(all_seeds(arm.seeds for arm in self.arms))
@@ -143,6 +145,7 @@ class Suite:
             reporting_split="test" if all(arm.settings.has_test_split for arm in self.arms) else "eval",
             rungs=self.rungs,
             metrics=self.metrics,
+            time_budget_hours=self.time_budget_hours,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -153,6 +156,7 @@ class Suite:
             "margin": None if self.margin is None else vars(self.margin),
             "tuning_seeds": None if self.given_tuning_seeds is None else list(self.given_tuning_seeds),
             **({"rungs": list(self.rungs)} if self.rungs else {}),
+            **({"time_budget_hours": self.time_budget_hours} if self.time_budget_hours is not None else {}),
             **({"metrics": [metric.to_json() for metric in self.metrics]} if self.metrics else {}),
             "arms": [
                 {
@@ -280,6 +284,12 @@ class SuiteKeys(BaseModel):
         f"at {', '.join(f'{rung:g}' for rung in RUNGS[:-1])} and {RUNGS[-1]:g} of the steps, a list at the shares in it. An arm is one "
         "configuration at one learning rate. What is stopped is reported as that and wins nothing.",
     )
+    time_budget_hours: Annotated[float, Field(gt=0)] | None = Field(
+        None,
+        description="Hours of work in all. The suite looks for the learning rates of its arms in the first half. Then the arms that may be "
+        "the best, or cheaper and as good, train again with as many of `seeds` as the time left allows, and only these runs report. Needs "
+        "`learning_rate: auto`. `lorastudy tune` writes such suites.",
+    )
     experiments: Annotated[tuple[dict[str, Any], ...], Field(min_length=1)] | None = Field(
         None,
         description="The arms, one entry each. An entry says only what differs from the top of the file.",
@@ -308,7 +318,7 @@ class SuiteKeys(BaseModel):
             check_rungs(value)
         return value
 
-    @field_validator("margin", mode="before")
+    @field_validator("margin", "time_budget_hours", mode="before")
     @classmethod
     def _whole_numbers_are_numbers(cls, value: object) -> object:
         return float(value) if isinstance(value, int) and not isinstance(value, bool) else value

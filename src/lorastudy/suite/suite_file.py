@@ -26,6 +26,7 @@ from lorastudy.suite.checks import (
     check_schedules,
     check_selection,
     check_sources,
+    check_time_budget,
     check_tuning_seeds,
     expand_home,
     overridden,
@@ -148,6 +149,7 @@ def _suite(values: Mapping[str, Node], *, base: Level, source: _Source, problems
     check_can_answer(header, levels, metrics=metrics, problems=problems)
     check_tuning_seeds(header.get("tuning_seeds"), levels, problems=problems)
     check_racing(header.get("racing"), levels, metric=header.get("primary_metric"), problems=problems)
+    check_time_budget(header.get("time_budget_hours"), levels, problems=problems)
     own = [*top.values(), *(given for entry in entries for given in entry.own)]
     if problems.are_none:
         check_effects(own, levels=levels, problems=problems)
@@ -170,6 +172,7 @@ def _suite(values: Mapping[str, Node], *, base: Level, source: _Source, problems
         given_tuning_seeds=given.get("tuning_seeds"),
         rungs=_rungs(given.get("racing", False)),
         metrics=metrics,
+        time_budget_hours=given.get("time_budget_hours"),
     )
 
 
@@ -376,6 +379,7 @@ def _question_keys(suite: Suite) -> dict[str, Any]:
         "reference": suite.reference,
         "tuning_seeds": suite.given_tuning_seeds and list(suite.given_tuning_seeds),
         "racing": list(suite.rungs) or None,
+        "time_budget_hours": suite.time_budget_hours,
     }
     kept = {"suite_name", "experiment_type", "primary_metric"}
     defaults = {key: SuiteKeys.model_fields[key].default for key in asked}

@@ -18,7 +18,7 @@ from benchmarks.replay_rate_search import (
     searched,
     searched_before,
 )
-from lorastudy.suite.rate_search import SHAPE_ERROR
+from lorastudy.suite.parabola import SHAPE_ERROR
 
 
 def grid(losses: list[float]) -> RateGrid:

@@ -14,7 +14,7 @@ from lorastudy.stats.rate_choice import best_of, best_rate_within, learning_rate
 from lorastudy.stats.study import Study, split_studies
 from lorastudy.stats.summary import EXACT_MATCH, LOSS, scores_by_seed
 from lorastudy.store.views import ScoreValue
-from lorastudy.suite.rate_search import parabola
+from lorastudy.suite.parabola import parabola
 
 TUNING = frozenset({8, 9})
 

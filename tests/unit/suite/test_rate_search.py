@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from lorastudy.errors import SuiteFileError
 from lorastudy.suite.base_model import read_config
 from lorastudy.suite.experiment import Experiment
+from lorastudy.suite.finals import Finalist, Finals
+from lorastudy.suite.parabola import parabola
 from lorastudy.suite.rate_search import (
     DIVERGED,
     MAX_PLACES_BEYOND,
@@ -21,7 +23,6 @@ from lorastudy.suite.rate_search import (
     design,
     first_places,
     nearest_place,
-    parabola,
     published_rate,
     rate_of,
 )
@@ -522,3 +523,39 @@ def test_a_rate_is_tuned_to_within_its_noise_the_shape_and_its_distance():
 )
 def test_without_a_lowest_point_there_is_no_parabola(losses: tuple[float, float, float]) -> None:
     assert parabola(list(zip((2e-3, 5e-3, 1e-2), losses, strict=True))) is None
+
+
+TIMED = RANKS.replace("seeds: [0, 1, 2]", "seeds: [0, 1, 2]\ntime_budget_hours: 2")
+
+
+def test_with_a_time_budget_nothing_reports_before_the_finals(write) -> None:
+    last = finished(write(TIMED), best_at(5e-3))
+    assert last.reporting == ()
+    assert last.num_open == 0
+    assert [(one.arm, one.is_over) for one in last.standings] == [(0, True), (1, True)]
+
+
+def test_the_finals_add_their_runs_to_the_search(write) -> None:
+    suite = write(TIMED)
+    last = finished(suite, best_at(5e-3))
+    merits = {each.id: best_at(5e-3)(each) for each in last.experiments}
+    finals = Finals(finalists=(Finalist(arm=1, learning_rate=4.2e-3),), seeds=(0, 1), searched=tuple(merits))
+    made = design(suite, fingerprint_dataset=str, fingerprint_base=str, merits=merits, finals=finals)
+    assert [(e.settings.lora_rank, e.settings.learning_rate, e.seed) for e in made.reporting] == [
+        (8, 4.2e-3, 0), (8, 4.2e-3, 1),
+    ]  # fmt: skip
+    assert made.rounds[:-1] == last.rounds
+    assert made.rounds[-1] == made.reporting
+    assert made.tuning == last.tuning
+
+
+def test_finals_end_the_search(write) -> None:
+    """The first round is over and the second would begin."""
+    suite = write(TIMED)
+    first = designed(suite)
+    merits = {each.id: best_at(5e-3)(each) for each in first.experiments}
+    finals = Finals(finalists=(Finalist(arm=0, learning_rate=5e-3),), seeds=(0,), searched=tuple(merits))
+    made = design(suite, fingerprint_dataset=str, fingerprint_base=str, merits=merits, finals=finals)
+    assert made.tuning == first.tuning
+    assert [each.seed for each in made.reporting] == [0]
+    assert (made.num_open, made.to_come, made.waiting) == (0, (0, 0), ())

@@ -232,6 +232,14 @@ BAD = {
         "racing: true\nseeds: [0, 1, 2, 3, 4]\nexperiments: [{lora_rank: 8}, {lora_rank: 4}]",
         "racing: can only stop learning rates with 5 seeds, and there is one rate; give several rates, or 6 seeds",
     ),
+    "a time budget without a search": (
+        "time_budget_hours: 2\nexperiments: [{lora_rank: 8}, {lora_rank: 4}]",
+        "s.yaml:1:20: time_budget_hours: needs learning_rate: auto for every arm",
+    ),
+    "a time budget for one arm": (
+        "time_budget_hours: 2\nlearning_rate: auto\nexperiments: [{lora_rank: 8}]",
+        "time_budget_hours: needs at least two arms to choose from",
+    ),
     "a race of one seed": ("racing: true\nexperiments: [{lora_rank: 8}, {lora_rank: 4}]", "racing: needs at least 3 seeds to tell an arm from noise, not 1"),
     "a race of unlike seeds": (
         "racing: true\nexperiments: [{lora_rank: 8, seeds: [0, 1, 2]}, {lora_rank: 4, seeds: [0, 1, 3]}]",

@@ -38,6 +38,7 @@ lora_alpha: 2r
 seeds: [0, 1, 2, 5, 6, 7]
 factors: {lora_rank: [1, 4]}
 """
+TIMED = AUTO + "time_budget_hours: 1.5\n"
 OWN_TUNING_SEEDS = AUTO + "tuning_seeds: [8, 9, 10]\nprimary_metric: loss\n"
 ONE_ARM = "dataset_path: rows.jsonl\nexperiments: [{lora_rank: 4}]\n"
 RATES = """\
@@ -60,7 +61,7 @@ factors: {lora_rank: [1, 4], target_modules: [qv, mlp]}
 """
 SUITES = {
     "plain": PLAIN, "auto": AUTO, "own tuning seeds": OWN_TUNING_SEEDS, "one arm": ONE_ARM, "rates": RATES,
-    "crossed rates": CROSSED_RATES, "racing": RACING,
+    "crossed rates": CROSSED_RATES, "racing": RACING, "a time budget": TIMED,
 }  # fmt: skip
 
 

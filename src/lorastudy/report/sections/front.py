@@ -392,7 +392,7 @@ def _change(key: str, *, before: Question, after: Question, study: Study) -> str
 
 def _parts_in_words(question: Question, study: Study) -> str:
     """Its id and all its parts."""
-    unused = {key for key in ("rungs", "metrics") if not getattr(question, key)}
+    unused = {key for key in ("rungs", "metrics", "time_budget_hours") if not getattr(question, key)}
     parts = (part(key, question, study=study) for key in _PARTS if key not in unused)
     return f"({question.id}): {'; '.join(dict.fromkeys(parts))}."
 
@@ -426,6 +426,15 @@ def _racing(question: Question) -> str:
     return f"arms that are clearly behind after {listing(map(rung_name, question.rungs))} of the steps are stopped"
 
 
+def _budget(question: Question) -> str:
+    if question.time_budget_hours is None:
+        return "every arm reports with all seeds, however long that takes"
+    return (
+        f"time budget {question.time_budget_hours:g} h: the arms with the best scores on {_SPLITS['eval']} report, with as many "
+        "of the seeds as the time left allows, fixed before any of them runs"
+    )
+
+
 _SUBJECTS = {
     "base_model": "the question is about another base model than before",
     "dataset": "it trains on other rows than before",
@@ -451,5 +460,6 @@ _PARTS: dict[str, Callable[[Question], str]] = {
     "choosing_split": _tuning,
     "tuning_seeds": _tuning,
     "rungs": _racing,
+    "time_budget_hours": _budget,
     "reporting_split": lambda question: f"{_SPLITS[question.reporting_split]} report",
 }

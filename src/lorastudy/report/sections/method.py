@@ -401,7 +401,8 @@ def _asks_for(design: Suite, study: Study) -> bool:
             for arm in design.arms
         }
         found = {arm.configuration for arm in study.arms}
-        is_all = len(designed) == len(found)
+        # A time budget may end before every arm was tried.
+        is_all = len(found) <= len(designed) if design.time_budget_hours else len(found) == len(designed)
     else:
         is_all = len(design.arms) == len(study.arms)
     seeds = {*all_seeds(arm.seeds for arm in design.arms), *design.tuning_seeds}

@@ -49,6 +49,8 @@ def _rate_row(analysis: Analysis, grid: RateGrid, *, rates: Sequence[float]) -> 
     on_edge = rate in {min(by_rate), max(by_rate)}
     if grid.is_sought:
         note = "the search is still running"
+    elif analysis.study.is_left_out(grid.arms):
+        note = "not in the finals"
     else:
         note = "on the edge of what was tried: not tuned" if on_edge else _how_near(analysis, grid.arms)
     optimism = [_optimism(analysis, grid.best)] if _is_optimism_known(analysis) else []
