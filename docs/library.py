@@ -6,7 +6,7 @@ from typing import Any
 import lorastudy as ls
 
 #: In the order in which they are used.
-FUNCTIONS = ("load_suite", "plan", "run", "analyse", "write_report")
+FUNCTIONS = ("load_suite", "plan", "run", "analyse", "write_report", "tune")
 RESULT_METHODS = ("frame", "items")
 
 

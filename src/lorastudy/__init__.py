@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from lorastudy.version import __version__
 
 if TYPE_CHECKING:
-    from lorastudy.library import StudyResult, analyse, load_suite, plan, run, write_report
+    from lorastudy.library import StudyResult, TuneResult, analyse, load_suite, plan, run, tune, write_report
     from lorastudy.store.tracker import ExperimentTracker as Store
     from lorastudy.suite.experiment_types import BaseExperiment
 
@@ -24,11 +24,13 @@ __all__ = [
     "BaseExperiment",
     "Store",
     "StudyResult",
+    "TuneResult",
     "__version__",
     "analyse",
     "load_suite",
     "plan",
     "run",
+    "tune",
     "write_report",
 ]
 

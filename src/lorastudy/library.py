@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
     from lorastudy.analysis.overview import Analysis
+    from lorastudy.running.tuned import TunedAnswer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,6 +246,59 @@ def run(
         callbacks=Callbacks(on_event=progress or (lambda *_: None)),
     )
     return StudyResult(suite_name=plan.suite.name, store=database, outcome=outcome)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneResult(StudyResult):
+    """The results of `tune`, and the adapter to use."""
+
+    answer: "TunedAnswer | None"
+    """The arm to use and why, whether that is preliminary, and what another hour would buy; None if no run has a score."""
+    adapter: Path | None
+    """The folder of the adapter to use; None if no adapter is shown to help."""
+
+
+#: Keyword arguments of `tune` that are no settings.
+_TUNE_OPTIONS = frozenset({"vram", "margin", "metric", "name"})
+
+
+def tune(
+    base_model: str,
+    dataset: str,
+    *,
+    hours: float = 1.0,
+    folder: str | Path = ".",
+    progress: OnEvent | None = None,
+    **options: Any,
+) -> TuneResult:
+    """Find the rank, the modules and the learning rate to use within a time budget, and return the adapter's folder.
+
+        ls.tune("lab", "lab:facts", hours=0.2, margin="5%", vram="8GB")
+
+    `options` are `vram`, `margin`, `metric` and `name`, as with `lorastudy tune`, and settings that all arms share, such
+    as `max_seq_length`. The same call goes on where an earlier one was stopped. Results go into `folder`, the adapter to
+    use into `output/best`, and the suite, which repeats it all, into `output/<name>/suite.yaml`.
+
+    Raises:
+        DataError: the rows cannot be used with the base model.
+        StudyError: nothing fits the memory, or no answer can come out in the time.
+    """
+    from lorastudy.planning.tuning import kept_or_new, tune_request
+    from lorastudy.running.tuned import publish_best, tuned_answer
+
+    settings = {key: value for key, value in options.items() if key not in _TUNE_OPTIONS}
+    request = tune_request(
+        {"base_model": base_model, "dataset_path": dataset, **settings},
+        hours=hours,
+        **{key: value for key, value in options.items() if key in _TUNE_OPTIONS},
+    )
+    output = Path(folder, OUTPUT_DIR)
+    suite, _ = kept_or_new(request, output / request.suite_name / "suite.yaml")
+    result = run(plan(suite, folder=folder), folder=folder, progress=progress)
+    with ExperimentTracker(result.store) as tracker:
+        answer = tuned_answer(suite, tracker=tracker)
+    place = None if answer is None else publish_best(answer, output=output)
+    return TuneResult(**vars(result), answer=answer, adapter=place)
 
 
 def _store(folder: str | Path, store: str | Path | None) -> str:

@@ -32,6 +32,7 @@ POSITIONAL_ALLOWED = {
     "cli/resume.py resume": "a command: Typer makes options of its parameters",
     "cli/run.py run": "a command: Typer makes options of its parameters",
     "cli/suite.py suite": "a command: Typer makes options of its parameters",
+    "cli/tune.py tune": "a command: Typer makes options of its parameters",
     "cli/running.py StopSignals.__exit__": "the signature of `with`",
     "cli/progress.py Progress.__exit__": "the signature of `with`",
     "engine/attention.py row_attention": "transformers' attention interface calls it by position",

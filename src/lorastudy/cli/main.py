@@ -19,6 +19,7 @@ from lorastudy.cli.run import run
 from lorastudy.cli.store import db, doctor, export, import_results, status
 from lorastudy.cli.suite import demo, suite
 from lorastudy.cli.terminal import error_shown, say
+from lorastudy.cli.tune import tune
 from lorastudy.errors import StudyError
 from lorastudy.protocol.files import disk_fault_message, is_disk_fault
 from lorastudy.version import __version__
@@ -30,7 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for command in (
-    demo, prepare, check, estimate, recommend, run, suite, resume, status, report, best, rows, export, evaluate, doctor,
+    demo, prepare, tune, check, estimate, recommend, run, suite, resume, status, report, best, rows, export, evaluate, doctor,
 ):  # fmt: skip
     app.command()(command)
 app.command("import")(import_results)

@@ -226,7 +226,7 @@ class _Asked:
 def _asked(
     suite: Suite, searches: Mapping[int, Search], *, reports: "_Reports", **fingerprints: Fingerprint
 ) -> _Asked:
-    fixed = list(_fixed_arms(suite, searches, reports))
+    fixed = list(_fixed_arms(suite, searches, reports=reports))
     not_begun = [suite.arms[number] for number, search in searches.items() if not search.tried]
     begun = replace(suite, arms=tuple(each.arm for each in fixed))
     experiments = expand(begun, waiting=not_begun, **fingerprints)
@@ -276,7 +276,7 @@ def foreseen(
         for number, search in _Arms.of(suite, num_steps).first_searches().items()
     }
     reports = {n: (search.chosen, suite.arms[n].seeds) for n, search in searches.items() if search.chosen}
-    fixed = replace(suite, arms=tuple(each.arm for each in _fixed_arms(suite, searches, reports)))
+    fixed = replace(suite, arms=tuple(each.arm for each in _fixed_arms(suite, searches, reports=reports)))
     return expand(fixed, fingerprint_dataset=fingerprint_dataset, fingerprint_base=fingerprint_base)
 
 
@@ -437,7 +437,7 @@ def _reports(suite: Suite, searches: Mapping[int, Search]) -> _Reports:
     }
 
 
-def _fixed_arms(suite: Suite, searches: Mapping[int, Search], reports: _Reports) -> Iterator[_FixedArm]:
+def _fixed_arms(suite: Suite, searches: Mapping[int, Search], *, reports: _Reports) -> Iterator[_FixedArm]:
     """The suite's arms at single rates: tried rates with the tuning seed, the one that reports with its seeds."""
     for number, arm in enumerate(suite.arms):
         if not arm.seeks_rate:
