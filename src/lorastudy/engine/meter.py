@@ -365,11 +365,17 @@ def _first_step(batches: Sequence[Batch], *, base: BaseModel) -> Sequence[Batch]
 
 
 def _for_two_steps(arm: TrainingArm) -> TrainingArm:
-    """The arm for measurement: with enough steps for a warm one, and changed so that it cannot diverge before."""
+    """The arm for measurement: with enough steps for a warm one, and changed so that it cannot diverge before.
+
+    Its rate is 0 in every step. A schedule could not tell that: some fall to a rate of their own, which is above 0.
+    """
     return replace(
         arm,
         num_steps=max(2, arm.num_steps),
         learning_rate=0.0,
+        lr_scheduler_type="constant",
+        lr_scheduler_kwargs=(),
+        num_warmup_steps=0,
         lora_alpha=float(arm.r),
         use_rslora=False,
         scaling=1.0,

@@ -74,6 +74,7 @@ def check_rows(
 
     Raises:
         DataError: the rows cannot be used with the base model's tokenizer. The message is that of a run.
+        StudyError: a schedule takes more steps than the epochs of these rows have.
     """
     unknown, read = {}, {}
     for estimator in by_pack(experiments, answers, with_data=True, foreseen=foreseen):
@@ -86,7 +87,21 @@ def check_rows(
             unknown[base_model] = (
                 f"whether {base_model} can read the data is not known before it runs: {error}"
             )
+    for experiment in experiments:
+        _check_schedule(experiment, read.get(rows_key(experiment.settings), ()))
     return RowsChecked(read=read, unknown=tuple(unknown.values()))
+
+
+def _check_schedule(experiment: Experiment, read: Sequence[RowsRead]) -> None:
+    settings = experiment.settings
+    train = next((each.summary for each in read if each.summary.split == "train"), None)
+    if settings.max_steps is not None or train is None:
+        return  # given steps were checked with the suite file
+    num_steps = steps_of(settings, num_rows=train.num_rows + (train.num_unread_rows or 0))
+    try:
+        settings.check_schedule(num_steps=num_steps)
+    except StudyError as error:
+        raise StudyError(f"{experiment.arm}: {error}") from error
 
 
 #: What full fine-tuning trains, in place of the adapted layers of each role.

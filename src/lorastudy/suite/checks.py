@@ -467,6 +467,15 @@ def _beside_full(levels: Sequence[Level]) -> tuple[Given | None, str]:
     return next(quantised, None), cause
 
 
+def check_ranks(kind: Given | None, levels: Sequence[Level], *, problems: Problems) -> None:
+    """Note adapters without a rank of LoRA in a design whose arms differ in it."""
+    name = None if kind is None else kind.values[0]
+    cause = f"names an adapter without LoRA's rank, and {name} compares ranks; set experiment_type: custom"
+    for level in levels:
+        if name in ("rank_ablation", "parameter_matched_modules") and any(_given(level, "peft")):
+            problems.add(level["peft"].place, path=level["peft"].path, cause=cause)
+
+
 def _design_beside_full(kind: Given | None) -> tuple[Given | None, str]:
     if kind is None or kind.values[0] not in set(EXPERIMENT_TYPES) - {"custom"}:
         return None, ""

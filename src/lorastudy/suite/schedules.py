@@ -170,7 +170,7 @@ def _problems(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if num_warmup_steps >= num_steps:
         yield (
             "warmup_steps",
-            f"must be less than the {num_steps} steps of the training (max_steps), not {num_warmup_steps}",
+            f"must be less than the {num_steps} steps of the training, not {num_warmup_steps}",
         )
     num_others = sum(options.get(key, 0) for key in ("num_decay_steps", "num_stable_steps"))
     if num_warmup_steps + num_others > num_steps:
@@ -178,7 +178,7 @@ def _problems(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             "lr_scheduler_kwargs",
             (
                 f"the warm-up and {name}'s own steps are {num_warmup_steps + num_others} together, more than the {num_steps} of "
-                "the training (max_steps); lower one"
+                "the training; lower one"
             ),
         )
 

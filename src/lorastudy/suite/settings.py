@@ -503,10 +503,25 @@ class Settings(AskedSettings):
 
     @model_validator(mode="after")
     def _schedule_is_possible(self) -> Self:
-        problem = schedule_problem({key: getattr(self, key) for key in SCHEDULE_KEYS})
+        problem = self._schedule_problem(self.max_steps)
         if problem is not None:
-            raise ValueError(f"{problem[0]}: {problem[1]}")
+            raise ValueError(problem)
         return self
+
+    def check_schedule(self, *, num_steps: int) -> None:
+        """Check the schedule once the steps of a training that is measured in epochs are known.
+
+        Raises:
+            StudyError: the warm-up, or the schedule's own steps, are longer than the training.
+        """
+        problem = self._schedule_problem(num_steps)
+        if problem is not None:
+            raise StudyError(problem)
+
+    def _schedule_problem(self, num_steps: int | None) -> str | None:
+        values = {key: getattr(self, key) for key in SCHEDULE_KEYS}
+        problem = schedule_problem({**values, "max_steps": num_steps})
+        return None if problem is None else f"{problem[0]}: {problem[1]}"
 
 
 def settings_from_options(**values: object) -> Settings:

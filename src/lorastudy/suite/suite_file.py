@@ -23,6 +23,7 @@ from lorastudy.suite.checks import (
     check_names,
     check_number,
     check_racing,
+    check_ranks,
     check_schedules,
     check_selection,
     check_sources,
@@ -143,6 +144,7 @@ def _suite(values: Mapping[str, Node], *, base: Level, source: _Source, problems
     levels = [entry.level for entry in entries]
     _check_levels(levels, start=source.start, problems=problems)
     check_full(header.get("experiment_type"), levels, problems=problems)
+    check_ranks(header.get("experiment_type"), levels, problems=problems)
     metrics = suite_metrics(
         values, header, folder=Path() if source.path is None else source.path.parent, problems=problems
     )

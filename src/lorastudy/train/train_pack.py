@@ -214,10 +214,11 @@ def resolve_arms(run: PackRun, *, base: BaseModel, num_rows: int) -> list[Traini
                 layers=base.target_layers,
                 target_modules=experiment.settings.target_modules,
             )
+            length = steps_of(experiment.settings, num_rows=num_rows)
+            experiment.settings.check_schedule(num_steps=length)
         except StudyError as error:
             run.end(failed(experiment.id, "user", error=error))
         else:
-            length = steps_of(experiment.settings, num_rows=num_rows)
             arms.append(
                 make_arm(
                     experiment,

@@ -256,6 +256,19 @@ def test_rows_that_the_cut_takes_are_told_and_left_out_of_every_count(suite, cap
     assert found["LS505"]["found"].startswith(f"{held_out - held_out_out} rows to score")
 
 
+@pytest.mark.parametrize(
+    "schedule", ["warmup_steps: 40", "lr_scheduler_type: warmup_stable_decay\nlr_scheduler_kwargs: {num_decay_steps: 40}"]
+)  # fmt: skip
+def test_a_schedule_longer_than_the_epochs_of_the_rows_is_refused(suite, capsys, schedule):
+    text = FAIR.replace("max_steps: 16", f"num_train_epochs: 1\n{schedule}")
+    with pytest.raises(SystemExit) as ended:
+        main(["suite", suite(text), "--dry-run"])
+    assert ended.value.code == 2
+    told = capsys.readouterr().err
+    assert schedule.partition(":")[0].replace("type", "kwargs") in told
+    assert "16 steps of the training" in told or "40 together, more than the 16 of the training" in told
+
+
 @pytest.mark.parametrize("command", [["check"], ["suite", "--dry-run"]])
 def test_columns_that_play_no_part_are_named(suite, capsys, command):
     rows = [{**row, "url": "u", "weight": min(1, number)} for number, row in enumerate(lab.rows("facts"))]

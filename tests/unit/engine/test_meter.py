@@ -185,6 +185,21 @@ def test_an_arm_that_will_diverge_at_once_is_measured_like_any_other_of_its_shap
     assert replace(measured(wild), experiment_id="calm") == measured(calm)
 
 
+@pytest.mark.parametrize("make_engine", tiny.ENGINES.values(), ids=tiny.ENGINES)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("polynomial", ()), ("cosine_with_min_lr", (("min_lr", 1e-5),)), ("warmup_stable_decay", (("num_decay_steps", 1),))],
+)  # fmt: skip
+def test_an_arm_whose_rate_falls_to_one_above_zero_is_measured(make_engine, name, options):
+    base = tiny.make_base()
+    arm = tiny.make_arm(tiny.targets(base, "q"), lr_scheduler_type=name, lr_scheduler_kwargs=options)
+    (batches,) = tiny.make_steps(1)
+    (profile,) = profile_arms(
+        lambda arms: make_engine(base, arms), [arm], base=base, largest=batches, typical=batches
+    )
+    assert profile.peak_memory_bytes is not None
+
+
 def scripted_times(seconds, num_steps=1):
     """`time_shapes` of the shapes "a", "b" ..., whose steps take what `seconds(shape, visit, now)` says."""
     machine, visits, order = Machine(), Counter(), []

@@ -335,3 +335,14 @@ def test_excluding_nothing_is_the_experiment_from_before_the_key() -> None:
     assert excluding.pack_key == before.pack_key  # the arms train together
     labels = arm_labels({"a": Settings(), "b": excluding.settings})
     assert labels == {"a": "nothing excluded", "b": "without k"}
+
+
+@pytest.mark.parametrize("kind", ["rank_ablation", "parameter_matched_modules"])
+def test_an_adapter_without_a_rank_of_lora_has_no_place_in_a_design_about_ranks(
+    write: Write, kind: str
+) -> None:
+    """Its idle `lora_rank` would be among the ranks, and the largest rank is the reference."""
+    arms = "experiments:\n  - {lora_rank: 8}\n  - {peft: {peft_type: LOHA, r: 4}}\n"
+    with pytest.raises(SuiteFileError, match=rf"5:12: experiments\[1\]\.peft: .* {kind} compares ranks"):
+        load_suite(write(f"experiment_type: {kind}\n{HEAD}{arms}"))
+    load_suite(write(f"experiment_type: quantization_study\n{HEAD}{arms}"))

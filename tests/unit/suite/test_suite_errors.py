@@ -72,7 +72,7 @@ BAD = {
     ),
     "a warm-up as long as the training": (
         f"max_steps: 10\nwarmup_steps: 10\n{ENTRY}",
-        "s.yaml:2:15: warmup_steps: must be less than the 10 steps of the training (max_steps), not 10",
+        "s.yaml:2:15: warmup_steps: must be less than the 10 steps of the training, not 10",
     ),
     "a misspelt schedule": (
         f"lr_scheduler_type: cosine_with_restart\n{ENTRY}",
