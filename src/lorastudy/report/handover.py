@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lorastudy.suite.base_model import LAB_MODEL
-from lorastudy.suite.settings import Settings
+from lorastudy.suite.methods import LOFTQ
+from lorastudy.suite.settings import SELECTION_KEYS, Settings
 
 Trainer = Literal["trl", "axolotl", "llamafactory"]
 
@@ -23,8 +24,14 @@ _VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 #: Settings that are the same argument of `transformers.TrainingArguments`.
 _TRAINING_ARGUMENTS = (
     "learning_rate", "lr_scheduler_type", "weight_decay", "max_grad_norm", "adam_beta1", "adam_beta2", "adam_epsilon",
-    "per_device_train_batch_size", "gradient_accumulation_steps", "gradient_checkpointing",
+    "per_device_train_batch_size", "gradient_accumulation_steps", "gradient_checkpointing", "optim",
 )  # fmt: skip
+
+#: The same, written only where they differ from the default.
+_FURTHER_ARGUMENTS = ("lr_scheduler_kwargs", "label_smoothing_factor", "neftune_noise_alpha", "data_seed")
+
+#: The name that transformers 5 has for `group_by_length`, with its value.
+_GROUPING = {"train_sampling_strategy": "group_by_length"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +46,8 @@ class TrainedArm:
     """Planned optimizer steps."""
     target_modules: tuple[str, ...]
     """The adapted layers, as PEFT names them. Empty after full fine-tuning."""
+    target_parameters: tuple[str, ...] = ()
+    """The adapted weights of routed experts, which PEFT names apart from layers."""
     base_model: str
     """A path or an id on the hub."""
 
@@ -53,13 +62,13 @@ class TrainedArm:
         return self.settings.warmup_steps or math.ceil(self.num_steps * self.settings.warmup_ratio)
 
 
-def target_modules_of(folder: Path) -> tuple[str, ...]:
-    """The layers that a saved adapter names; none if the folder holds a whole model."""
+def targets_of(folder: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """PEFT's `target_modules` and `target_parameters` of a saved adapter; empty if the folder holds a whole model."""
     config = folder / "adapter_config.json"
     if not config.is_file():
-        return ()
+        return (), ()
     values = json.loads(config.read_text(encoding="utf-8"))
-    return (*(values.get("target_modules") or ()), *(values.get("target_parameters") or ()))
+    return tuple(values.get("target_modules") or ()), tuple(values.get("target_parameters") or ())
 
 
 def base_model_of(settings: Settings, *, lab_folder: Path) -> str:
@@ -109,38 +118,49 @@ def _for_trl(arm: TrainedArm) -> str:
     arguments: dict[str, Any] = {
         "output_dir": "output",
         **_training_arguments(arm),
-        **(
-            {"lr_scheduler_kwargs": dict(settings.lr_scheduler_kwargs)}
-            if settings.lr_scheduler_kwargs
-            else {}
-        ),
+        # TRL's default loss computes no logits, which the smoothing needs
+        **({"loss_type": "nll"} if settings.label_smoothing_factor else {}),
+        "completion_only_loss": not settings.train_on_inputs,
         "max_length": settings.max_seq_length,
         "bf16": settings.quantization not in {"fp16", "fp32"},
         "fp16": settings.quantization == "fp16",
     }
-    checkpointing = _checkpointing(on=arguments.pop("gradient_checkpointing"))
-    lines = _comments(_lost(arm, ("loraplus_lr_ratio",)))
-    if arm.is_full:
-        lines += ["from trl import SFTConfig", "", checkpointing]
-        lines += [_call("args", "SFTConfig", arguments=arguments, further="checkpointing")]
-        return _text([*lines, f"model = {arm.base_model!r}"])
-    kind, adapter = _peft_config(arm)
-    lines += [f"from peft import {kind}", "from trl import SFTConfig"]
-    if settings.quantization in {"4bit", "8bit"}:
-        lines += ["from transformers import BitsAndBytesConfig"]
-    lines += [
+    renamed = [_checkpointing(on=arguments.pop("gradient_checkpointing"))]
+    further = ["checkpointing"]
+    if settings.group_by_length:
+        renamed += [_grouping()]
+        further += ["grouping"]
+    kind, adapter = ("", {}) if arm.is_full else _peft_config(arm)
+    is_quantised = settings.quantization in {"4bit", "8bit"}
+    lines = [
+        *_comments([*_lost(arm, ("loraplus_lr_ratio", "prompt_format")), *_rows_for_trl(settings)]),
+        *([f"from peft import {kind}"] if kind else []),
+        "from trl import SFTConfig",
+        *(["from transformers import BitsAndBytesConfig"] if is_quantised else []),
         "",
         f"model = {arm.base_model!r}",
-        _call("peft_config", kind, arguments=adapter),
-        checkpointing,
-        _call("args", "SFTConfig", arguments=arguments, further="checkpointing"),
+        *([_call("peft_config", kind, arguments=adapter)] if kind else []),
+        *renamed,
+        _call("args", "SFTConfig", arguments=arguments, further=further),
     ]
-    if settings.quantization in {"4bit", "8bit"}:
-        lines += [
-            _call("quantization", "BitsAndBytesConfig", arguments=_bits_and_bytes(settings)),
-            'args.model_init_kwargs = {"quantization_config": quantization}',
-        ]
+    if is_quantised:
+        lines += [_call("quantization", "BitsAndBytesConfig", arguments=_bits_and_bytes(settings))]
+    loading = [
+        *(['"quantization_config": quantization'] if is_quantised else []),
+        *(['"trust_remote_code": True'] if settings.trust_remote_code else []),
+    ]
+    if loading:
+        lines += [f"args.model_init_kwargs = {{{', '.join(loading)}}}"]
     return _text(lines)
+
+
+def _rows_for_trl(settings: Settings) -> list[str]:
+    if settings.train_on_inputs:
+        return [_rows(settings)]
+    return [
+        _rows(settings),
+        "completion_only_loss is for rows with a prompt and a completion; for rows with messages, set assistant_only_loss=True",
+    ]
 
 
 def _peft_config(arm: TrainedArm) -> tuple[str, dict[str, Any]]:
@@ -168,6 +188,7 @@ def _lora_config(arm: TrainedArm) -> dict[str, Any]:
         "rank_pattern": dict(settings.rank_pattern),
         "alpha_pattern": dict(settings.alpha_pattern),
         "bias": "" if settings.bias == "none" else settings.bias,
+        "target_parameters": list(arm.target_parameters),
         "modules_to_save": list(settings.modules_to_save or ()),
         "trainable_token_indices": list(settings.trainable_token_indices or ()),
     }
@@ -178,7 +199,7 @@ def _lora_config(arm: TrainedArm) -> dict[str, Any]:
         "lora_dropout": settings.lora_dropout,
         "target_modules": list(arm.target_modules),
         **{key: value for key, value in changed.items() if value},
-        **({} if init is True else {"init_lora_weights": init}),
+        **({} if init in {True, LOFTQ} else {"init_lora_weights": init}),
         "task_type": "CAUSAL_LM",
     }
 
@@ -205,9 +226,15 @@ def _training_arguments(arm: TrainedArm) -> dict[str, Any]:
         **{key: getattr(settings, key) for key in _TRAINING_ARGUMENTS},
         "warmup_steps": arm.warmup_steps,
         **length,
-        "optim": "adamw_torch",
+        **_changed(settings, _FURTHER_ARGUMENTS),
         "seed": arm.seed,
     }
+
+
+def _changed(settings: Settings, keys: Sequence[str]) -> dict[str, Any]:
+    """Those of the settings that differ from their defaults."""
+    values = {key: getattr(settings, key) for key in keys}
+    return {key: value for key, value in values.items() if value != Settings.model_fields[key].default}
 
 
 def _for_axolotl(arm: TrainedArm) -> str:
@@ -222,21 +249,34 @@ def _for_axolotl(arm: TrainedArm) -> str:
             "lora_alpha": settings.lora_alpha_value,
             "lora_dropout": settings.lora_dropout,
             "lora_target_modules": list(arm.target_modules),
+            **({"lora_target_parameters": list(arm.target_parameters)} if arm.target_parameters else {}),
             **({"peft_use_rslora": True} if settings.use_rslora else {}),
             **({"peft_use_dora": True} if settings.use_dora else {}),
             **(
                 {}
-                if settings.init_lora_weights is True
+                if settings.init_lora_weights in {True, LOFTQ}
                 else {"peft_init_lora_weights": settings.init_lora_weights}
             ),
             **({"loraplus_lr_ratio": settings.loraplus_lr_ratio} if settings.loraplus_lr_ratio else {}),
             **({"lora_modules_to_save": list(settings.modules_to_save)} if settings.modules_to_save else {}),
+            **(
+                {"peft_trainable_token_indices": list(settings.trainable_token_indices)}
+                if settings.trainable_token_indices
+                else {}
+            ),
+        }
+    if settings.quantization == "4bit":
+        values["bnb_config_kwargs"] = {
+            key: getattr(settings, key) for key in ("bnb_4bit_quant_type", "bnb_4bit_use_double_quant")
         }
     arguments = _training_arguments(arm)
+    for key in _LOST_BY_AXOLOTL:
+        arguments.pop(key, None)
     values |= {
         "datasets": [{"path": settings.dataset_path}],
         "sequence_len": settings.max_seq_length,
-        "train_on_inputs": False,
+        "train_on_inputs": settings.train_on_inputs,
+        **_changed(settings, ("group_by_length", "trust_remote_code")),
         "micro_batch_size": arguments.pop("per_device_train_batch_size"),
         "optimizer": arguments.pop("optim"),
         "lr_scheduler": arguments.pop("lr_scheduler_type"),
@@ -246,9 +286,13 @@ def _for_axolotl(arm: TrainedArm) -> str:
         "fp16": settings.quantization == "fp16",
         "output_dir": "output",
     }
-    lost = _LOST
-    format_of_rows = ["datasets: add the type of your rows, such as `type: alpaca` or `type: chat_template`"]
-    return _yaml(values, comments=[*format_of_rows, *_lost(arm, lost)])
+    comments = [
+        "datasets: add the type of your rows, such as `type: alpaca` or `type: chat_template`",
+        _rows(settings),
+        *_lost(arm, (*_LOST, *_LOST_BY_AXOLOTL)),
+        *_rounded_alpha(settings),
+    ]
+    return _yaml(values, comments=comments)
 
 
 def _for_llamafactory(arm: TrainedArm) -> str:
@@ -267,7 +311,7 @@ def _for_llamafactory(arm: TrainedArm) -> str:
             "lora_target": ",".join(arm.target_modules),
             **({"use_rslora": True} if settings.use_rslora else {}),
             **({"use_dora": True} if settings.use_dora else {}),
-            **({"pissa_init": True} if str(settings.init_lora_weights).startswith("pissa") else {}),
+            **_pissa(settings),
             **({"loraplus_lr_ratio": settings.loraplus_lr_ratio} if settings.loraplus_lr_ratio else {}),
             **({"additional_target": ",".join(settings.modules_to_save)} if settings.modules_to_save else {}),
         }
@@ -281,39 +325,85 @@ def _for_llamafactory(arm: TrainedArm) -> str:
     values |= {
         "dataset": Path(settings.dataset_path).stem,
         "cutoff_len": settings.max_seq_length,
+        "train_on_prompt": settings.train_on_inputs,
+        **_changed(settings, ("trust_remote_code",)),
         **_training_arguments(arm),
+        **_stable_steps(arm),
+        **(_GROUPING if settings.group_by_length else {}),
         "bf16": settings.quantization not in {"fp16", "fp32"},
         "fp16": settings.quantization == "fp16",
         "output_dir": "output",
     }
     comments = [
         "dataset: name your file in data/dataset_info.json, and give the template of your model (template)",
-        *_lost(arm, _LOST),
+        _rows(settings),
+        *_lost(arm, (*_LOST, "trainable_token_indices")),
+        *_rounded_alpha(settings),
     ]
-    if settings.init_lora_weights is not True and "pissa_init" not in values:
+    if arm.target_parameters:
+        comments.append(f"no key here for target_parameters: {_plain(arm.target_parameters)}")
+    if settings.init_lora_weights not in {True, LOFTQ} and "pissa_init" not in values:
         comments.append(f"no key here for init_lora_weights: {settings.init_lora_weights}")
-    if settings.arm_method.has_lora and not float(settings.lora_alpha_value).is_integer():
-        comments.append(f"lora_alpha is a whole number here; the arm has {settings.lora_alpha_value:g}")
+    if settings.group_by_length:
+        comments.append("before transformers 5, train_sampling_strategy is `group_by_length: true`")
     return _yaml(values, comments=comments)
 
 
+def _pissa(settings: Settings) -> dict[str, Any]:
+    """LLaMA-Factory's keys for PiSSA, which takes the fast decomposition of 16 iterations unless `pissa_iter` is -1."""
+    name, _, iterations = str(settings.init_lora_weights).partition("_niter_")
+    return {"pissa_init": True, "pissa_iter": int(iterations or -1)} if name == "pissa" else {}
+
+
+def _stable_steps(arm: TrainedArm) -> dict[str, Any]:
+    """The stable steps of `warmup_stable_decay`, of which LLaMA-Factory by itself has a third, and transformers all that are left."""
+    options = arm.settings.lr_scheduler_kwargs
+    if arm.settings.lr_scheduler_type != "warmup_stable_decay" or "num_stable_steps" in options:
+        return {}
+    left = arm.num_steps - arm.warmup_steps - int(options["num_decay_steps"])
+    return {"lr_scheduler_kwargs": {**options, "num_stable_steps": max(0, left)}}
+
+
+def _rounded_alpha(settings: Settings) -> list[str]:
+    """A comment where axolotl and LLaMA-Factory, whose alpha is a whole number, cannot have the arm's."""
+    if not settings.arm_method.has_lora or float(settings.lora_alpha_value).is_integer():
+        return []
+    return [f"lora_alpha is a whole number here; the arm has {settings.lora_alpha_value:g}"]
+
+
+def _rows(settings: Settings) -> str:
+    """The training rows, with the keys that leave out some of the file's."""
+    shares = () if settings.eval_dataset_path is not None else ("eval_fraction", "test_fraction")
+    values = {key: getattr(settings, key) for key in (*shares, "max_train_samples")}
+    left_out = [f"{key}: {value}" for key, value in values.items() if value is not None]
+    but = f", but not on the rows that these keys leave out: {', '.join(left_out)}" if left_out else ""
+    return f"the arm trained on {settings.dataset_path}{but}"
+
+
 #: Keys that neither axolotl nor LLaMA-Factory has.
-_LOST = ("rank_pattern", "alpha_pattern", "lr_scheduler_kwargs", "bias", "trainable_token_indices", "peft")
+_LOST = ("rank_pattern", "alpha_pattern", "bias", "peft", "prompt_format")
+
+#: Arguments of transformers that axolotl does not pass on.
+_LOST_BY_AXOLOTL = ("label_smoothing_factor", "data_seed")
 
 
 def _lost(arm: TrainedArm, keys: Sequence[str]) -> list[str]:
-    """A comment for each setting that the program has no key for."""
-    values = {key: getattr(arm.settings, key) for key in keys}
-    lost = [
-        f"no key here for {key}: {_plain(value)}"
-        for key, value in values.items()
-        if value and value != "none"
-    ]
-    if arm.settings.layers_to_transform is not None:
-        layers = ", ".join(map(str, arm.settings.layers_to_transform))
+    """A comment for each setting that the program has no key for, and for those that need held-out rows."""
+    settings = arm.settings
+    lost = [f"no key here for {key}: {_plain(value)}" for key, value in _changed(settings, keys).items()]
+    if settings.layers_to_transform is not None:
+        layers = ", ".join(map(str, settings.layers_to_transform))
         lost.append(f"the layers are those that the names select (layers_to_transform: {layers})")
-    if arm.settings.method == "lorafa":
+    if settings.method == "lorafa":
         lost.append("no key here for method: lorafa, which freezes lora_A")
+    if settings.init_lora_weights == LOFTQ:
+        lost.append("no key here for init_lora_weights: loftq on a base that is quantised already")
+    if settings.selects:
+        chosen = _changed(settings, sorted(SELECTION_KEYS))
+        given = ", ".join(f"{key}: {_plain(value)}" for key, value in chosen.items())
+        lost.append(
+            f"validation rows chose the adapter or stopped the training; give some of your own, and set {given}"
+        )
     return lost
 
 
@@ -332,10 +422,18 @@ def _checkpointing(*, on: bool) -> str:
     )
 
 
-def _call(name: str, function: str, *, arguments: Mapping[str, Any], further: str = "") -> str:
-    """`name = function(...)` with an argument on each line, and the dict that `further` names as the last ones."""
+def _grouping() -> str:
+    """A dict of `group_by_length` under the name that the installed transformers has for it."""
+    return (
+        f"new, old = {_GROUPING!r}, {{'group_by_length': True}}\n"
+        "grouping = new if hasattr(SFTConfig, 'train_sampling_strategy') else old"
+    )
+
+
+def _call(name: str, function: str, *, arguments: Mapping[str, Any], further: Sequence[str] = ()) -> str:
+    """`name = function(...)` with an argument on each line, and the dicts that `further` names as the last ones."""
     lines = [f"    {key}={value!r}," for key, value in arguments.items()]
-    lines += [f"    **{further},"] if further else []
+    lines += [f"    **{one}," for one in further]
     return "\n".join([f"{name} = {function}(", *lines, ")"])
 
 
@@ -348,6 +446,8 @@ def _yaml(values: Mapping[str, Any], *, comments: Sequence[str]) -> str:
 def _yaml_value(value: Any) -> str:
     if isinstance(value, float):
         return f"{Decimal(repr(value)):f}"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{json.dumps(key)}: {_yaml_value(one)}' for key, one in value.items())}}}"
     return json.dumps(value, ensure_ascii=False)
 
 
