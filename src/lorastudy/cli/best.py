@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lorastudy.cli.options import Database, OutputDir
+from lorastudy.cli.options import AsJson, Database, OutputDir
 from lorastudy.cli.terminal import say
 from lorastudy.errors import StudyError
 from lorastudy.places import DATABASE, OUTPUT_DIR
@@ -40,11 +40,14 @@ def best(
     ] = None,
     database: Database = DATABASE,
     output_dir: OutputDir = OUTPUT_DIR,
+    as_json: AsJson = False,
 ) -> None:
     """Print the adapter to use of each study of a finished suite: its path, its configuration, and code that loads it."""
     from lorastudy.report import read_report
     from lorastudy.store import ExperimentTracker
 
+    if as_json and trainer is not None:
+        raise StudyError("--json and --for are both given; keep one")
     with ExperimentTracker(database) as tracker:
         report = read_report(tracker, suite_name=suite_name)
         if not report.studies:
@@ -57,7 +60,9 @@ def best(
         ]
     if not any(one.arm for one in found):
         raise StudyError("\n".join(one.problem for one in found))
-    if trainer is None:
+    if as_json:
+        say(json.dumps([_as_json(one) for one in found], indent=2))
+    elif trainer is None:
         for one in found:
             _say(one)
         say("\nTo train it elsewhere: lorastudy best --for trl (or axolotl, llamafactory)")
@@ -108,6 +113,21 @@ def _say(found: _Found) -> None:
         say(f"\n{title[0].upper()}{title[1:]}:")
         for line in code.splitlines():
             say(f"  {line}")
+
+
+def _as_json(found: _Found) -> dict[str, object]:
+    """A study as JSON: without an adapter to use, the reason stands in its place."""
+    study = {"study": found.summary.title, "answer": found.summary.answer}
+    if found.arm is None:
+        return {**study, "problem": found.problem}
+    return {
+        **study,
+        "arm": found.summary.arm,
+        "adapter": str(found.arm.folder),
+        "choice": found.choice,
+        "base_model": found.arm.base_model,
+        "configuration": _configuration(found.arm),
+    }
 
 
 def _say_configurations(found: Sequence[_Found], *, trainer: TrainerName) -> None:

@@ -1,6 +1,7 @@
 """`lorastudy best` as typed, on a study whose adapters lie where a run leaves them."""
 
 import ast
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -104,6 +105,12 @@ def test_a_study_without_an_adapter_to_use_says_so_beside_those_with_one(typed, 
     assert "torture (alpha ablation): no arm is named to use. No arm is ahead." in out
     _, text, _ = typed("--for", "llamafactory")
     assert "# torture (alpha ablation): no arm is named to use. No arm is ahead." in text
+    _, read, _ = typed("--json")
+    first, second = json.loads(read)
+    assert (first["study"], first["configuration"]["lora_rank"]) == ("torture (rank ablation)", 2)
+    assert Path(first["adapter"], "adapter_model.safetensors").is_file()
+    assert (second["study"], "adapter" in second) == ("torture (alpha ablation)", False)
+    assert second["problem"].endswith("no arm is named to use. No arm is ahead.")
 
 
 def test_an_adapter_of_which_every_copy_is_gone_is_said_with_what_to_do(typed, study):
