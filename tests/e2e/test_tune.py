@@ -48,6 +48,8 @@ def test_it_is_stopped_answers_and_goes_on_to_the_adapter(
         stopped = folder.here(f"{COMMAND} --hours 0.5", expect=130)
     assert "plan: tries 2 arms: all linear layers at r=4 and 16" in stopped.stderr
     assert "Preliminary. Use r=" in stopped.stdout
+    assert f"to continue: {COMMAND} --hours 0.5 " in stopped.stderr
+    assert "lorastudy resume" not in stopped.stderr
     best = folder.path / "output/best/adapter_model.safetensors"
     assert best.is_file()
 

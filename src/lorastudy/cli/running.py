@@ -61,15 +61,20 @@ def run_experiments(
     options: RunOptions,
     executor: Executor | None = None,
     registered: Sequence[Experiment] | None = None,
+    command: Sequence[str] = (),
 ) -> Design:
     """Run what is missing, with progress; print the outcome, and return the design that ran.
 
     Exits with 1 or 2 if an experiment failed; 2 means that you can mend every failure, as with any bad input. A base
     model that is not available, or data that cannot be read, is refused before anything is written. Without an
     executor, workers run on this machine. `registered` are the experiments of a suite that is resumed from the store.
+    `command` continues the run if it is stopped, with the flags for its folders; by default `lorastudy resume`.
     """
     from lorastudy.cli.progress import Progress
 
+    to_continue = _with_folders(
+        command or ("lorastudy", "resume", suite.name), database=database, options=options
+    )
     with contextlib.ExitStack() as opened:
         # An existing store is opened first, because it refuses a second writer at once.
         tracker = None if is_new(database) else opened.enter_context(_writer(database))
@@ -77,9 +82,7 @@ def run_experiments(
         opened.enter_context(contextlib.closing(workers))
         plan = planned(suite, tracker=tracker, executor=workers, registered=registered)
         progress = Progress(gives_reasons=options.continue_on_error)
-        signals = opened.enter_context(
-            StopSignals(resume_command=_resume_command(suite, database=database, options=options))
-        )
+        signals = opened.enter_context(StopSignals(resume_command=to_continue))
 
         def start(_: Executor) -> None:
             for line in (*(f"note: {note}" for note in plan.notes), f"{suite.name}: {size_line(plan)}"):
@@ -107,7 +110,7 @@ def run_experiments(
     _print_outcome(outcome, experiments, was_stopped=signals.is_stopping(), has_raced=bool(suite.rungs))
     _say_moved_adapters(outcome, experiments, suite_name=suite.name, output=options.output)
     if signals.is_stopping() and (outcome.not_run or outcome.left_to_score):
-        say(f"to continue: {_resume_command(suite, database=database, options=options)}", file=sys.stderr)
+        say(f"to continue: {to_continue}", file=sys.stderr)
         raise typer.Exit(signals.exit_code)
     if outcome.failed or outcome.not_scored:
         raise typer.Exit(exit_code(outcome))
@@ -174,15 +177,15 @@ def _say_taken_over(tracker: ExperimentTracker) -> None:
         say(f"note: took over the results store from {tracker.left_behind}, which is gone", file=sys.stderr)
 
 
-def _resume_command(suite: Suite, *, database: str, options: RunOptions) -> str:
-    """The `lorastudy resume` command, with the flags that differ from their defaults."""
+def _with_folders(command: Sequence[str], *, database: str, options: RunOptions) -> str:
+    """The command with the flags for the store and the folders that differ from their defaults."""
     flags = {
         "--database": (database, DATABASE),
         "--runs-dir": (str(options.runs), str(RUNS_DIR)),
         "--output-dir": (str(options.output), str(OUTPUT_DIR)),
     }
     given = [part for flag, (value, default) in flags.items() if value != default for part in (flag, value)]
-    return shlex.join(["lorastudy", "resume", suite.name, *given])
+    return shlex.join([*command, *given])
 
 
 def _print_outcome(

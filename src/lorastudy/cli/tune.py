@@ -79,7 +79,12 @@ def tune(
     for line in lines or [f"{file} goes on; delete it to plan anew"]:
         _note(f"plan: {line}")
     try:
-        run_experiments(suite, database=database, options=RunOptions(runs=runs_dir, output=output_dir))
+        run_experiments(
+            suite,
+            database=database,
+            options=RunOptions(runs=runs_dir, output=output_dir),
+            command=shlex.split(request.command),
+        )
     except typer.Exit:  # stopped, or a run failed: there is an answer for what is known by then
         _say_answer(suite, database=database, output_dir=output_dir)
         raise

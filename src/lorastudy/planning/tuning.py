@@ -25,7 +25,7 @@ from lorastudy.planning.recommendation import answer_request, machine_of
 from lorastudy.planning.recommendation_request import RecommendationRequest
 from lorastudy.planning.study_plan import StudyPlan, plan_study
 from lorastudy.planning.validation_cost import FORWARD_SHARE
-from lorastudy.report.numbers import count, duration, listing, percent, size
+from lorastudy.report.numbers import count, duration, listing, percent, plural, size
 from lorastudy.suite.question import MIN_SEEDS, Margin
 from lorastudy.suite.settings import AUTO, Settings, settings_from_options
 from lorastudy.suite.suite import MAX_NAME_LENGTH, Suite
@@ -382,12 +382,13 @@ def _check_speed(request: TuneRequest, plan: StudyPlan) -> None:
 
 def _too_little_time(request: TuneRequest, pace: Pace, *, at_best: bool = False) -> str:
     """Why no answer can come out, and what would."""
-    short, whole = hours_needed(pace, num_steps=FEWEST_STEPS), hours_needed(pace)
+    fewest = min(FEWEST_STEPS, pace.num_steps)
+    short, whole = hours_needed(pace, num_steps=fewest), hours_needed(pace)
     takes = f"takes {'at least' if at_best else 'about'} {duration(pace.step_seconds)} here"
     words = (
         f"--hours: {request.hours:g}: no answer can come out in that time. One step of one training {takes}, and a verdict on two "
         f"arms needs {2 * max(2 * SEARCH_RUNS, FINAL_RUNS)} runs. What would: --hours {_rounded(short)} for trainings of "
-        f"{FEWEST_STEPS} steps"
+        f"{plural(fewest, 'step')}"
     )
     if pace.num_steps > FEWEST_STEPS:
         words += f", --hours {_rounded(whole)} for whole trainings of {count(pace.num_steps)} steps"

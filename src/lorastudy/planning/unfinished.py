@@ -85,7 +85,10 @@ def _is_open(results: Sequence[ExperimentResult], question: Question) -> bool:
 def _has_rounds_left(suite: Suite, tracker: ExperimentTracker) -> bool:
     """Whether the results call for a run that is not done: a round may be over and the next one not begun."""
     designed = Designer(suite=suite).by_now(tracker)
-    lacks_finals = suite.time_budget_hours is not None and designed.finals is None
+    # Without any score the finals cannot be decided: only failed runs are left, and they count as missing.
+    lacks_finals = (
+        suite.time_budget_hours is not None and designed.finals is None and bool(designed.standings)
+    )
     return (
         lacks_finals
         or bool(missing_of(designed, suite, tracker=tracker))

@@ -130,7 +130,8 @@ def publish_best(answer: TunedAnswer, *, output: Path) -> Path | None:
     if adapter is None:
         return None
     place = output / BEST
-    if place.exists() and any(place.iterdir()) and AdapterOrigin.read(place) is None:
+    is_empty = place.is_dir() and not any(place.iterdir())
+    if place.exists() and not is_empty and AdapterOrigin.read(place) is None:
         raise StudyError(
             f"{place}: is not an adapter of lorastudy; move it away, or name another --output-dir"
         )

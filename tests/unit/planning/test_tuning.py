@@ -1,12 +1,14 @@
 """What `tune` tries, from the pace of the machine alone; nothing is loaded."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lorastudy.errors import StudyError
+from lorastudy.planning import unfinished
 from lorastudy.planning.tuning import (
     ARMS_IF_SHORT,
     FEWEST_STEPS,
@@ -16,10 +18,12 @@ from lorastudy.planning.tuning import (
     SEARCH_RUNS,
     START_SECONDS,
     Pace,
+    _too_little_time,
     hours_needed,
     scope_of,
     tune_request,
 )
+from lorastudy.running import tuned
 
 LAB = {"base_model": "lab", "dataset_path": "data/my rows.csv"}
 
@@ -79,6 +83,12 @@ def test_the_hours_that_are_named_are_enough() -> None:
     assert short.num_steps in {FEWEST_STEPS, FEWEST_STEPS + 1}
 
 
+def test_a_refusal_speaks_of_no_more_steps_than_a_whole_training_has() -> None:
+    words = _too_little_time(tune_request(LAB, hours=0.001), pace(num_steps=41))
+    assert "for trainings of 41 steps;" in words
+    assert "50 steps" not in words
+
+
 def test_the_command_names_what_was_asked_for() -> None:
     request = tune_request({**LAB, "num_train_epochs": 2.0, "max_seq_length": None}, hours=0.5, vram="24GB")
     assert request.command == (
@@ -108,3 +118,24 @@ def test_a_number_as_margin_is_in_the_metrics_unit() -> None:
 def test_the_file_of_an_own_metric_is_found_from_any_folder(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert tune_request(LAB, hours=1, metric="my.py:score").primary_metric == f"{tmp_path}/my.py:score"
+
+
+def test_a_file_in_the_adapters_place_is_kept_and_named(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(tuned, "original_folder", lambda _: tmp_path / "adapter")
+    (tmp_path / "best").write_text("mine", encoding="utf-8")
+    taken = SimpleNamespace(taken=object())
+    with pytest.raises(StudyError, match=r"best: is not an adapter of lorastudy; move it away"):
+        tuned.publish_best(taken, output=tmp_path)
+    assert (tmp_path / "best").read_text(encoding="utf-8") == "mine"
+
+
+def test_a_search_without_any_score_waits_for_no_finals(monkeypatch) -> None:
+    """They cannot be decided, so a resumed store would offer the suite for ever."""
+    design = SimpleNamespace(finals=None, standings=(), experiments=())
+    monkeypatch.setattr(unfinished, "Designer", lambda **_: SimpleNamespace(by_now=lambda _: design))
+    monkeypatch.setattr(unfinished, "missing_of", lambda *_, **__: ())
+    monkeypatch.setattr(unfinished, "missing_scores", lambda *_, **__: ())
+    suite = SimpleNamespace(time_budget_hours=1.0, metrics=())
+    assert not unfinished._has_rounds_left(suite, None)
+    design.standings = (object(),)
+    assert unfinished._has_rounds_left(suite, None)
