@@ -152,4 +152,5 @@ def tracker_of(results: Sequence[ExperimentResult], items: ItemTable, *, questio
         get_all_items=all_items,
         get_imported=lambda suite_name=None: [],
         get_designs=dict,
+        get_decisions=lambda suite_name: (),
     )

@@ -106,6 +106,7 @@ def both(results, question, monkeypatch, *, budget_bytes=10_000):
         get_all_items=lambda ids, *, split, metric: {},
         get_imported=lambda suite_name=None: [],
         get_designs=dict,
+        get_decisions=lambda suite_name: (),
     )
     monkeypatch.setattr(RecommendationRequest, "base_fingerprint", "base")
     asked = RecommendationRequest(

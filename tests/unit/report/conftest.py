@@ -46,6 +46,9 @@ class FakeTracker:
     def get_imported(self, suite_name=None):
         return []
 
+    def get_decisions(self, suite_name):
+        return ()
+
     def get_designs(self):
         return {}
 
