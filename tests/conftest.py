@@ -10,8 +10,8 @@ import pytest
 from hypothesis import settings
 
 # The same examples at every run, so that a red run is red again; HYPOTHESIS_PROFILE=explore draws new ones.
-settings.register_profile("same", derandomize=True)
-settings.register_profile("explore", max_examples=1000)
+settings.register_profile("same", derandomize=True, deadline=None)
+settings.register_profile("explore", max_examples=1000, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 
