@@ -280,7 +280,7 @@ def _best_pause(loads: Sequence[_Load]) -> _Pause | None:
     """The pause after which the last worker finishes first; None if no pause is possible.
 
     The time of the last worker falls and then rises with the time of the pause, so bisection finds the lowest. No pack
-    may pause after its end.
+    may pause after its end, nor before it has measured its arms.
     """
     largest = max(
         (load for load in loads if load.gives_one),
@@ -293,7 +293,8 @@ def _best_pause(loads: Sequence[_Load]) -> _Pause | None:
     def paused(number: int) -> _Pause:
         return _paused(loads, after=largest.measuring + Fraction(number, _NUM_SHARES) * largest.training)
 
-    least, most = 1, _NUM_SHARES - 1
+    measured = max(load.measuring for load in loads) - largest.measuring
+    least, most = 1 + measured * _NUM_SHARES // largest.training, _NUM_SHARES - 1
     while least < most:
         middle = (least + most) // 2
         after = paused(middle + 1)
@@ -301,8 +302,7 @@ def _best_pause(loads: Sequence[_Load]) -> _Pause | None:
             most = middle
         else:
             least = middle + 1
-    found = paused(least)
-    return found if min(found.shares) > 0 else None
+    return paused(least) if least < _NUM_SHARES else None
 
 
 def _paused(loads: Sequence[_Load], *, after: Fraction) -> _Pause:

@@ -184,6 +184,18 @@ def test_arms_are_balanced_only_where_that_saves_enough():
     assert balance_packs(given, num_at_once=2, work_of=lambda _: work) is None
 
 
+def test_packs_pause_no_earlier_than_the_slowest_has_measured():
+    """The best time to pause would be at once, since scoring holds one worker up to the end. The other still measures."""
+    given = packs(5, workers=2)
+    values = [ArmWork(training=500), ArmWork(measuring=3, training=500), ArmWork(training=500)]
+    work = works(given, *values, ArmWork(training=702, scoring=300), ArmWork(training=500))
+    change = balance_packs(given, num_at_once=2, work_of=lambda _: work)
+    assert change is not None
+    assert 0 < min(change.pause_at.values()) < 1 / 100
+    # The worker that keeps two of the three arms trains 1,202 and scores 300. The arm given away trains 2/840 with them.
+    assert finished(given, change, work=work) == pytest.approx(1502 + 500 * 2 / 840)
+
+
 @for_all(
     st.lists(
         st.builds(
