@@ -85,7 +85,7 @@ def tune(
             options=RunOptions(runs=runs_dir, output=output_dir),
             command=shlex.split(request.command),
         )
-    except typer.Exit:  # stopped, or a run failed: there is an answer for what is known by then
+    except typer.Exit:  # The run was stopped, or a run failed. The answer is what is known by now.
         _say_answer(suite, database=database, output_dir=output_dir)
         raise
     _say_answer(suite, database=database, output_dir=output_dir)

@@ -205,8 +205,7 @@ def after_reading(facts: ArmFacts, settings: Settings, *, rows: Sequence[RowsRea
         seen = tokens_seen(
             settings, num_rows=train.num_rows, num_completion_tokens=train.num_completion_tokens
         )
-        all_rows = train.num_rows + (train.num_unread_rows or 0)
-        facts = replace(facts, num_train_rows=all_rows, num_completion_tokens=seen)
+        facts = replace(facts, num_train_rows=train.num_rows_in_all, num_completion_tokens=seen)
     if reporting is not None:
         test = reporting.summary
         copies = {name: getattr(test, name) for name in _COPIES}

@@ -21,7 +21,7 @@ from lorastudy.protocol.records import Environment
 from lorastudy.stats.study import CHOOSING_SPLIT
 from lorastudy.stats.summary import Metric, primary_metric_of
 from lorastudy.store import ExperimentTracker
-from lorastudy.store.views import ExperimentResult
+from lorastudy.store.views import ExperimentResult, StoredDecision
 from lorastudy.suite.base_model import base_model_fingerprint
 from lorastudy.suite.experiment import Experiment, tagged_hash
 from lorastudy.suite.finals import Finals
@@ -117,13 +117,18 @@ def finals_key(suite: Suite) -> str:
     return tagged_hash("decision", ["finals", about, libraries_of_now()])
 
 
-def stored_finals(suite: Suite, tracker: ExperimentTracker) -> Finals | None:
-    """The finals that were decided for a suite with a time budget, if they were."""
+def finals_decision(suite: Suite, tracker: ExperimentTracker) -> StoredDecision | None:
+    """The decision on the finals of a suite with a time budget, if it was made."""
     if suite.time_budget_hours is None:
         return None
     key = finals_key(suite)
-    found = (decision for decision in tracker.get_decisions(suite.name) if decision.key == key)
-    return next((Finals.from_json(decision.content) for decision in found), None)
+    return next((one for one in tracker.get_decisions(suite.name) if one.key == key), None)
+
+
+def stored_finals(suite: Suite, tracker: ExperimentTracker) -> Finals | None:
+    """The finals that were decided for a suite with a time budget, if they were."""
+    decision = finals_decision(suite, tracker)
+    return None if decision is None else Finals.from_json(decision.content)
 
 
 def is_new(store: str | Path) -> bool:

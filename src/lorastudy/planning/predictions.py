@@ -77,6 +77,11 @@ class Predictions:
         return self.estimators.get(pack.experiments[0].pack_key)
 
 
+def num_scored_tokens(estimator: Estimator) -> int:
+    """Tokens of the rows that are scored after a training."""
+    return sum(read.summary.num_tokens for read in estimator.rows_read if read.summary.split != "train")
+
+
 def work_of(experiment: Experiment, estimator: Estimator) -> ArmWork | None:
     """Multiplications of an arm's largest step, of its training and of its scoring; None if its steps are not known.
 
@@ -92,12 +97,11 @@ def work_of(experiment: Experiment, estimator: Estimator) -> ArmWork | None:
         return None
     is_full = experiment.settings.arm_method.is_full
     frozen = 0 if is_full else shape.num_parameters - (shape.vocab_size or 0) * (shape.hidden_size or 0)
-    num_scored = sum(read.summary.num_tokens for read in estimator.rows_read if read.summary.split != "train")
     a_token = 2 * frozen + 3 * adapter
     return ArmWork(
         measuring=accumulation * rows.batch.num_tokens * a_token,
         training=round(rows.num_steps * rows.mean_tokens_per_step) * a_token,
-        scoring=num_scored * (frozen + adapter),
+        scoring=num_scored_tokens(estimator) * (frozen + adapter),
     )
 
 

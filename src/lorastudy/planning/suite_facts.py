@@ -97,7 +97,7 @@ def _check_schedule(experiment: Experiment, read: Sequence[RowsRead]) -> None:
     train = next((each.summary for each in read if each.summary.split == "train"), None)
     if settings.max_steps is not None or train is None:
         return  # given steps were checked with the suite file
-    num_steps = steps_of(settings, num_rows=train.num_rows + (train.num_unread_rows or 0))
+    num_steps = steps_of(settings, num_rows=train.num_rows_in_all)
     try:
         settings.check_schedule(num_steps=num_steps)
     except StudyError as error:

@@ -20,7 +20,7 @@ from lorastudy.errors import StudyError
 from lorastudy.planning.answers import Answers
 from lorastudy.planning.estimate import Estimator, MemoryBudget, PackEstimate, budget_here, budget_of
 from lorastudy.planning.pack_report import time_steps
-from lorastudy.planning.predictions import OnWait, print_nothing, worker_answers
+from lorastudy.planning.predictions import OnWait, num_scored_tokens, print_nothing, worker_answers
 from lorastudy.planning.recommendation import answer_request, machine_of
 from lorastudy.planning.recommendation_request import RecommendationRequest
 from lorastudy.planning.study_plan import StudyPlan, plan_study
@@ -117,7 +117,7 @@ class Pace:
     """Of a whole training."""
 
     def run_seconds(self, num_steps: int | None = None) -> float:
-        """Seconds of a run with so many steps; of a whole training without a number."""
+        """Seconds of a run of `num_steps` steps, by default those of a whole training."""
         return OVERHEAD * (self.step_seconds * (num_steps or self.num_steps) + self.scoring_seconds)
 
     def steps_within(self, seconds: float) -> int:
@@ -260,7 +260,7 @@ def scope_of(pace: Pace, *, seconds: float, max_arms: int) -> Scope | None:
 
 
 def hours_needed(pace: Pace, *, num_steps: int | None = None) -> float:
-    """Hours that two arms need for a verdict, with trainings of so many steps; of whole trainings without a number."""
+    """Hours that two arms need for a verdict, in trainings of `num_steps` steps, by default whole ones."""
     return (_needed_seconds(pace.run_seconds(num_steps), num_arms=2) + START_SECONDS) / 3600
 
 
@@ -347,8 +347,7 @@ def _pace(plan: StudyPlan) -> Pace:
     assert estimate.step_seconds is not None
     assert estimate.calibration is not None
     assert estimate.rows.num_steps is not None
-    num_scored = sum(read.summary.num_tokens for read in estimator.rows_read if read.summary.split != "train")
-    scoring = FORWARD_SHARE * estimate.calibration.step_seconds(num_scored * num_arms)
+    scoring = FORWARD_SHARE * estimate.calibration.step_seconds(num_scored_tokens(estimator) * num_arms)
     side_by_side = plan.num_packs_at_once if estimator.machine.device == "cuda" else 1
     return Pace(
         step_seconds=estimate.step_seconds / num_arms / side_by_side,

@@ -84,4 +84,4 @@ def total(costs: Iterable[ValidationCost | None]) -> ValidationCost | None:
 
 
 def _num_steps(experiment: Experiment, *, train: DataSummary) -> int:
-    return steps_of(experiment.settings, num_rows=train.num_rows + (train.num_unread_rows or 0))
+    return steps_of(experiment.settings, num_rows=train.num_rows_in_all)

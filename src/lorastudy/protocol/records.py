@@ -165,6 +165,11 @@ class DataSummary:
         """`num_texts`, or `num_rows` for runs that did not record it, since there every row is one text."""
         return self.num_rows if self.num_texts is None else self.num_texts
 
+    @property
+    def num_rows_in_all(self) -> int:
+        """The rows that were read, and those that are trained on without being counted."""
+        return self.num_rows + (self.num_unread_rows or 0)
+
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
         """The value whose `dataclasses.asdict` these plain JSON values are."""

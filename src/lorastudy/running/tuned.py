@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lorastudy.errors import StudyError
-from lorastudy.planning.design import Designer, finals_key
+from lorastudy.planning.design import Designer, finals_decision
 from lorastudy.protocol.jobs import AdapterOrigin
 from lorastudy.recommend.adapter import adapter_to_use
 from lorastudy.recommend.decision import decide
@@ -69,8 +69,7 @@ def tuned_answer(suite: Suite, *, tracker: ExperimentTracker) -> TunedAnswer | N
             is_preliminary=True,
         )
     found = _from_verdicts(suite.name, tracker=tracker)
-    key = finals_key(suite)
-    decided = next((one for one in tracker.get_decisions(suite.name) if one.key == key), None)
+    decided = finals_decision(suite, tracker)
     if decided is None:
         return found
     of_run = {

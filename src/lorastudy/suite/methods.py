@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
 from lorastudy.suite.peft_types import PEFT_TYPES, PeftType, peft_title
+from lorastudy.suite.wording import as_written
 
 Method = Literal["lora", "rslora", "dora", "loraplus", "lorafa", "pissa", "olora", "full"]
 
@@ -143,7 +144,7 @@ def _problems(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield from _problems_of_peft_type(values)
         return
     for key in _refused_beside(method, values):
-        yield "method", f"{method} and {key}: {_as_written(values[key])} contradict each other; remove one"
+        yield "method", f"{method} and {key}: {as_written(values[key])} contradict each other; remove one"
     arm = ArmMethod.from_values({**METHOD_KEYS, **written_out(values)})
     yield from _optimizer_problems(arm, values)
     quantization = values.get("quantization")
@@ -305,16 +306,6 @@ def _refused_beside(method: str | None, values: Mapping[str, Any]) -> list[str]:
     if denied is not None and values.get(denied) is False:
         is_said[denied] = True
     return [key for key, is_refused in is_said.items() if is_refused]
-
-
-def _as_written(value: Any) -> str:
-    return (
-        str(value).lower()
-        if isinstance(value, bool)
-        else f"{value:g}"
-        if isinstance(value, float)
-        else str(value)
-    )
 
 
 def changes_base(init_lora_weights: object) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lorastudy.suite.wording import did_you_mean, shown
+from lorastudy.suite.wording import as_written, did_you_mean, shown
 
 Value = int | float | bool | tuple[str, ...] | None
 
@@ -147,10 +147,4 @@ def peft_title(peft: Mapping[str, Any]) -> str:
 def _as_words(value: Value) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(value)
-    return (
-        str(value).lower()
-        if isinstance(value, bool)
-        else f"{value:g}"
-        if isinstance(value, float)
-        else str(value)
-    )
+    return as_written(value)

@@ -26,6 +26,17 @@ _PLURALS = {
 }
 
 
+def as_written(value: object) -> str:
+    """A value of one line as a suite file has it: `true`, `0.1`."""
+    return (
+        str(value).lower()
+        if isinstance(value, bool)
+        else f"{value:g}"
+        if isinstance(value, float)
+        else str(value)
+    )
+
+
 def checked(model: type[BaseModel], key: str, *, value: Any) -> Any:
     """The value after validation by the model.
 

@@ -19,6 +19,7 @@ from lorastudy.planning.validation_cost import (
     validation_cost,
     without_points,
 )
+from lorastudy.protocol.records import DataSummary
 from planned import experiments
 
 
@@ -71,9 +72,10 @@ def cost(
 
 def reading() -> Any:
     """An estimator that has read 40 training rows, for batches of 4, and 100 tokens of validation rows."""
+    counts = dict.fromkeys(("num_refused_rows", "num_truncated_rows", "num_completion_tokens"), 0)
     summaries = (
-        SimpleNamespace(split="train", num_rows=40, num_unread_rows=None, num_tokens=400),
-        SimpleNamespace(split="eval", num_rows=10, num_unread_rows=None, num_tokens=100),
+        DataSummary(split="train", format="text", num_rows=40, num_tokens=400, **counts),
+        DataSummary(split="eval", format="text", num_rows=10, num_tokens=100, **counts),
     )
     return SimpleNamespace(rows_read=[SimpleNamespace(summary=one) for one in summaries])
 
